@@ -1,0 +1,82 @@
+/* CPUs, memory and clock of this process. See system.h. cgroup v2 files, then v1. */
+#define _GNU_SOURCE
+#include "engine/base/system.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/sysinfo.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Reads up to two numbers ("max" is none). Returns how many were read, 0 when the file is absent. */
+static int read_numbers(const char *path, long long *a, long long *b)
+{
+    char text[128];
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return 0;
+    char *ok = fgets(text, sizeof(text), f);
+    fclose(f);
+    if (!ok)
+        return 0;
+    return sscanf(text, b ? "%lld %lld" : "%lld", a, b);
+}
+
+/* Returns the quota in CPUs, or 0 when there is none. */
+static double cpu_quota(void)
+{
+    long long quota;
+    long long period;
+
+    if (read_numbers("/sys/fs/cgroup/cpu.max", &quota, &period) == 2 && period > 0)
+        return (double)quota / (double)period;
+    if (read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota, NULL) == 1 && quota > 0 &&
+        read_numbers("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period, NULL) == 1 && period > 0)
+        return (double)quota / (double)period;
+    return 0;
+}
+
+unsigned system_cpu_count(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+    double quota = cpu_quota();
+    if (quota >= 1 && quota < n)
+        n = (int)quota;
+    else if (quota > 0 && quota < 1)
+        n = 1;
+    return n > 0 ? (unsigned)n : 1;
+}
+
+bool system_has_cpu_quota(void)
+{
+    return cpu_quota() > 0;
+}
+
+size_t system_memory_bytes(void)
+{
+    struct sysinfo info;
+    size_t bytes = sysinfo(&info) == 0 ? (size_t)info.totalram * info.mem_unit : (size_t)1 << 30;
+    long long limit;
+
+    if (read_numbers("/sys/fs/cgroup/memory.max", &limit, NULL) == 1 ||
+        read_numbers("/sys/fs/cgroup/memory/memory.limit_in_bytes", &limit, NULL) == 1)
+        if (limit > 0 && (size_t)limit < bytes)
+            bytes = (size_t)limit;
+    return bytes;
+}
+
+uint64_t system_now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+size_t system_peak_rss_bytes(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (size_t)usage.ru_maxrss * 1024 : 0;
+}

@@ -1,0 +1,20 @@
+/* What this process may use of the machine: CPUs, memory, clock. Thread-safe. */
+#ifndef OVERFILL_ENGINE_BASE_SYSTEM_H
+#define OVERFILL_ENGINE_BASE_SYSTEM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* min(CPU affinity, floor(cgroup cpu.max)), at least 1. */
+unsigned system_cpu_count(void);
+/* true when a cgroup limits CPU time: spinning then burns the quota of the working threads. */
+bool system_has_cpu_quota(void);
+/* min(physical memory, cgroup memory.max) in bytes. */
+size_t system_memory_bytes(void);
+/* Monotonic clock. */
+uint64_t system_now_ns(void);
+/* Peak resident memory of this process so far in bytes. */
+size_t system_peak_rss_bytes(void);
+
+#endif

@@ -1,0 +1,194 @@
+/* The engine's one public door: open a model (and its pruned twin), submit requests, poll what they
+ * produced, cancel, ask for statistics, close. Plain C structs; no JSON, no HTTP.
+ *
+ *   submit -> [intake thread: template, tokens, limits] -> prefill pool (full model, first token)
+ *          -> decode pool (the decode model) -> outputs -> poll
+ *
+ * Threads: engine_submit, engine_cancel, engine_stats, engine_info and the tokenize functions may be
+ * called from any thread and never block on compute. engine_poll / engine_wait belong to ONE
+ * consumer thread. */
+#ifndef OVERFILL_ENGINE_ENGINE_H
+#define OVERFILL_ENGINE_ENGINE_H
+
+#include "engine/base/error.h"
+#include "engine/sampling/sampler.h"
+#include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/text_stream.h"
+#include "engine/tokenizer/tokenizer.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct engine;
+
+/* Who writes the answer after the first token. Refresh and verify have an issue of their own. */
+enum decode_mode { DECODE_DEFAULT, DECODE_PRUNED, DECODE_FULL };
+const char *decode_mode_name(enum decode_mode mode);     /* "pruned", "full" */
+int decode_mode_from_name(const char *name);             /* -1 if unknown */
+
+enum kv_type { KV_F16, KV_F32 };
+/* How weights lie in memory. AUTO keeps 4-bit blocks of 32 as they are and makes everything else
+ * int8 in blocks of 32; F32 is the reference. */
+enum weight_type { WEIGHT_AUTO, WEIGHT_Q8, WEIGHT_F32 };
+
+struct engine_options {
+    const char *model_path;    /* full model: GGUF file or Hugging Face folder */
+    const char *pruned_path;   /* its twin, or NULL: then the full model decodes */
+    const char *model_id;      /* name on the wire, or NULL: derived from the file's name */
+    const char *chat_template; /* a family's name, or NULL: recognised from the file */
+    enum decode_mode decode;   /* DECODE_DEFAULT: pruned if there is a twin */
+    enum weight_type weights;
+    enum kv_type kv_type;
+    uint32_t context;          /* tokens a request may use, prompt + answer; 0: min(trained, 8192) */
+    size_t kv_bytes;           /* budget of all KV pages; 0: a quarter of the memory, at most 4 GiB */
+    uint32_t prefill_threads;  /* 0: all CPUs this process may use */
+    uint32_t decode_threads;   /* 0: the same */
+    uint32_t max_sequences;    /* sequences decoding at once; 0: 64 */
+    uint32_t max_queue;        /* requests waiting; 0: 512. Past it engine_submit is ERROR_BUSY */
+    uint32_t max_queue_tokens; /* prompt tokens waiting; 0: 1,000,000 */
+    uint32_t prefill_chunk_ms; /* time a prefill chunk aims at; 0: 25 */
+    /* Called on an engine thread when there is something to poll and the consumer may be asleep.
+     * Must not block (uv_async_send). NULL: the consumer uses engine_wait. */
+    void (*wake)(void *user);
+    void *wake_user;
+    /* Called on the opening thread while weights are packed, with a share 0..1; may be NULL. */
+    void (*progress)(void *user, const char *what, double share);
+    void *progress_user;
+};
+
+/* Blocks until the models are packed and the threads run. */
+int engine_open(const struct engine_options *options, struct engine **ret_engine,
+                struct error *err);
+/* Cancels what runs, joins all threads, frees everything. NULL is fine. */
+void engine_close(struct engine *engine);
+/* Stops taking new work (engine_submit: ERROR_SHUTDOWN); running requests go on. */
+void engine_drain(struct engine *engine);
+
+#define ENGINE_MAX_CHOICES 128
+#define ENGINE_MAX_LOGPROBS 20
+#define ENGINE_MAX_STOPS 16
+
+/* One prompt, n answers. engine_submit copies everything it points to. */
+struct engine_request {
+    /* The prompt: exactly one of the three. */
+    const struct chat_message *messages; /* rendered with the model's chat template */
+    size_t n_messages;
+    const char *text;                    /* plain text, bos as the vocabulary asks */
+    size_t text_len;
+    const int32_t *tokens;               /* ids, taken as they are */
+    size_t n_tokens;
+    bool parse_special;                  /* text: control tokens' text becomes these tokens */
+
+    uint32_t n;                          /* choices, 1..ENGINE_MAX_CHOICES */
+    uint32_t max_tokens;                 /* UINT32_MAX: until the context is full. 0: prompt only */
+    bool max_tokens_must_fit;            /* prompt + max_tokens > context: ERROR_CONTEXT, else length */
+    uint32_t min_tokens;                 /* end tokens are not chosen before that many */
+    bool ignore_eos;
+    const struct stop_string *stops;
+    size_t n_stops;
+    struct sampling_params sampling;
+    int32_t n_logprobs;                  /* -1: none; 0: the token's own; k: and the k best */
+    bool prompt_logprobs;                /* also for every prompt token (echo); same k */
+    enum decode_mode decode;
+    void *user;                          /* handed back in every output */
+};
+
+enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
+
+/* One generated token of one choice, in the order of sampling; or a choice's end (token == -1). */
+struct engine_token {
+    uint32_t choice;
+    int32_t token;              /* -1: this record only ends the choice */
+    enum finish_reason finish;  /* not FINISH_NONE: the choice ends with this record */
+    size_t text_start;          /* engine_output.text[text_start, +text_len): what became safe */
+    size_t text_len;            /*   to send with this record; whole UTF-8 characters, may be empty */
+    float logprob;              /* NAN if not asked */
+    uint32_t n_top;
+    size_t top_start;           /* engine_output.top[top_start, +n_top), best first */
+};
+
+struct engine_usage {
+    uint32_t prompt_tokens;
+    uint32_t cached_tokens;     /* of the prompt, found in the prefix cache */
+    uint32_t completion_tokens; /* all choices together */
+    double queue_ms;            /* submit to the first prefill chunk */
+    double prefill_ms;          /* first chunk to the first token */
+    double decode_ms;           /* first token to the end */
+};
+
+/* What a request produced since its last output. Owned by the engine, valid until the next
+ * engine_poll / engine_wait. */
+struct engine_output {
+    uint64_t id;
+    void *user;
+    bool accepted;              /* set from the first output on: tokenised, within limits, queued */
+    const int32_t *prompt_ids;  /* set with the first output only, else NULL; [usage.prompt_tokens] */
+    const struct engine_token *prompt; /* prompt logprobs when they are complete, else NULL; */
+    size_t n_prompt;                   /*   [0].logprob is NAN; text fields unused */
+    const struct engine_token *tokens;
+    size_t n_tokens;
+    const char *text;
+    const struct token_logprob *top;
+    bool done;                  /* the last output of this request; its id is gone after this */
+    const struct error *error;  /* done with a failure, else NULL */
+    uint32_t n_prompt_tokens;   /* for ERROR_CONTEXT messages, known once tokenised */
+    struct engine_usage usage;  /* final when done, prompt_tokens from `accepted` on */
+};
+
+/* Returns 0 and the request's id. ERROR_BUSY: queue full. ERROR_INVALID: names the field. Anything
+ * found later (context too long, ...) arrives as an output with `error`. */
+int engine_submit(struct engine *engine, const struct engine_request *request, uint64_t *ret_id,
+                  struct error *err);
+/* Ends a request at whatever stage it is; its last output has done and ERROR_CANCELLED. An id that
+ * is already gone is fine. */
+void engine_cancel(struct engine *engine, uint64_t id);
+
+/* The next request with output, or NULL when there is none now. */
+const struct engine_output *engine_poll(struct engine *engine);
+/* The same, waiting up to timeout_ms (-1: for ever). */
+const struct engine_output *engine_wait(struct engine *engine, int timeout_ms);
+
+struct engine_info {
+    const char *model_id;
+    const char *model_path, *pruned_path; /* pruned_path NULL without a twin */
+    const char *chat_template;            /* family name, or NULL if the model has none */
+    char fingerprint[24];                 /* "fp_" + hash of models, weight types and kernel path */
+    const char *kernels;                  /* "scalar", "avx2", "avx512" */
+    uint32_t context;                     /* tokens a request may use */
+    uint32_t context_train;
+    uint32_t vocab_size;
+    uint64_t n_params, n_params_pruned;
+    size_t model_bytes, pruned_bytes;     /* packed in memory */
+    size_t model_step_bytes, pruned_step_bytes; /* weights one decode step reads */
+    size_t kv_bytes_per_token;
+    uint32_t prefill_threads, decode_threads;
+    enum decode_mode decode;              /* the default, resolved */
+};
+void engine_get_info(const struct engine *engine, struct engine_info *ret_info);
+
+struct engine_stats {
+    uint32_t requests_waiting;       /* submitted, prefill not begun */
+    uint32_t requests_prefilling;
+    uint32_t sequences_decoding;
+    uint32_t kv_pages_used, kv_pages_total;
+    size_t kv_page_bytes;
+    uint64_t prompt_tokens;          /* counters since open */
+    uint64_t cached_tokens;
+    uint64_t generated_tokens;
+    uint64_t prefill_steps, decode_steps;
+    double prefill_seconds, decode_seconds; /* busy time of each stage */
+    uint64_t finished_stop, finished_length, cancelled, failed;
+    uint64_t weight_bytes_prefill_full, weight_bytes_prefill_pruned; /* weights read, by stage and */
+    uint64_t weight_bytes_decode_full, weight_bytes_decode_pruned;   /*   model: the OverFill claim */
+    double prefill_tick_age_s, decode_tick_age_s; /* since a stage with work last finished a step */
+};
+void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats);
+
+/* Text and ids without generating. Any thread; work is O(len) on the calling thread. */
+const struct tokenizer *engine_tokenizer(const struct engine *engine);
+/* ERROR_UNSUPPORTED when the model has no chat template. */
+int engine_render(const struct engine *engine, const struct chat_message *messages,
+                  size_t n_messages, struct chat_prompt *ret_prompt, struct error *err);
+
+#endif

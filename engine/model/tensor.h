@@ -1,0 +1,58 @@
+/* Tensor element types as GGUF numbers them, their block sizes, and conversion to and from float.
+ * Pure functions, thread-safe. Block layouts: ggml's gguf specification (docs/gguf.md there). */
+#ifndef OVERFILL_ENGINE_MODEL_TENSOR_H
+#define OVERFILL_ENGINE_MODEL_TENSOR_H
+
+#include "engine/base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum tensor_type {
+    TENSOR_F32 = 0,
+    TENSOR_F16 = 1,
+    TENSOR_Q4_0 = 2,
+    TENSOR_Q4_1 = 3,
+    TENSOR_Q5_0 = 6,
+    TENSOR_Q5_1 = 7,
+    TENSOR_Q8_0 = 8,
+    TENSOR_Q4_K = 12,
+    TENSOR_Q5_K = 13,
+    TENSOR_Q6_K = 14,
+    TENSOR_BF16 = 30,
+};
+
+#define TENSOR_MAX_DIMS 4
+
+/* A tensor where it lies in its mapped file. dims[0] is the fastest (a row's length), as in GGUF:
+ * a matrix of n_out rows and n_in columns has dims = {n_in, n_out}. */
+struct tensor {
+    char name[64];
+    enum tensor_type type;
+    uint32_t n_dims;
+    uint64_t dims[TENSOR_MAX_DIMS]; /* unused ones are 1 */
+    const void *data;               /* valid while its model_file is open; only 1-byte aligned */
+    size_t bytes;
+};
+
+bool tensor_type_is_known(uint32_t type);                 /* readable by this program */
+const char *tensor_type_name(uint32_t type);              /* "Q8_0"; "type 99" style for unknown */
+int tensor_type_from_name(const char *name);              /* any case; -1 if unknown */
+uint32_t tensor_block_elements(enum tensor_type type);    /* 1, 32 or 256 */
+uint32_t tensor_block_bytes(enum tensor_type type);
+/* Bytes of `n` elements; n must be a multiple of the block. false on overflow or a broken block. */
+bool tensor_type_bytes(enum tensor_type type, uint64_t n, size_t *ret_bytes);
+
+/* n elements (a multiple of the block) from src to dst[n]. */
+void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *dst);
+/* The same back: F32, F16, BF16, Q8_0, Q4_0, Q4_1. ERROR_UNSUPPORTED for the others. */
+int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst,
+                    struct error *err);
+
+float half_to_float(uint16_t h);
+uint16_t float_to_half(float f); /* round to nearest even */
+float bfloat_to_float(uint16_t b);
+uint16_t float_to_bfloat(float f); /* round to nearest even */
+
+#endif

@@ -1,6 +1,6 @@
 /* What the subcommands share: their entry points, the option parser and the exit codes.
- * Each subcommand lives in a file of its own name; main.c only dispatches. Commands reach the engine
- * through its public headers, print results on stdout and everything else on stderr. */
+ * Each subcommand lives in a file of its own name; main.c only dispatches. Commands reach the
+ * engine through its public headers, print results on stdout and everything else on stderr. */
 #ifndef OVERFILL_CLI_CLI_H
 #define OVERFILL_CLI_CLI_H
 
@@ -14,8 +14,8 @@
 
 enum cli_exit {
     CLI_DONE = 0,
-    CLI_FAILED = 1,     /* the work failed; one message on stderr */
-    CLI_WRONG_CALL = 2, /* the call was wrong; the message names the option */
+    CLI_FAILED = 1,      /* the work failed; one message on stderr */
+    CLI_WRONG_CALL = 2,  /* the call was wrong; the message names the option */
     CLI_HELP_SHOWN = -1, /* cli_parse only: the help was printed, leave with CLI_DONE */
 };
 
@@ -25,7 +25,8 @@ int cli_generate(int argc, char **argv);
 int cli_prune(int argc, char **argv);
 int cli_inspect(int argc, char **argv);
 
-/* One option of a subcommand that is not a setting. Accepted as `--name VALUE` and `--name=VALUE`. */
+/* One option of a subcommand that is not a setting. Accepted as `--name VALUE` and `--name=VALUE`.
+ */
 enum cli_option_type {
     CLI_SWITCH,  /* bool *: becomes true, takes no value */
     CLI_STRING,  /* const char **: points into argv */

@@ -1,6 +1,6 @@
 /* Every setting of the program: one table of keys, from which come the YAML schema, the
- * environment names, the flags, the help and --print-config. Four sources; a later one wins whatever
- * the order in which they are read: defaults, file, environment (OVERFILL_*), flags.
+ * environment names, the flags, the help and --print-config. Four sources; a later one wins
+ * whatever the order in which they are read: defaults, file, environment (OVERFILL_*), flags.
  *
  * A settings struct belongs to one thread until it is filled; then it is only read. */
 #ifndef OVERFILL_CONFIG_SETTINGS_H
@@ -34,12 +34,13 @@ struct setting_key {
     const char *name;
     enum setting_type type;
     unsigned scope;
-    size_t offset; /* in struct settings */
+    size_t offset;       /* in struct settings */
     const char *unit;    /* placeholder in the help: "FILE", "N", "SIZE", ... */
     const char *preset;  /* default, as it would stand in the file */
     const char *choices; /* SETTING_CHOICE: "a|b|c" */
     uint32_t min, max;   /* SETTING_UINT */
     const char *help;
+    bool is_secret; /* settings_print hides the value */
 };
 
 #define SETTINGS_MAX_KEYS 40
@@ -65,8 +66,13 @@ struct settings {
     char *host;
     uint32_t port;
     size_t max_body;
+    size_t max_bodies;
     uint32_t max_connections;
+    uint32_t idle_seconds;
+    uint32_t ping_seconds;
     uint32_t drain_seconds;
+    uint32_t stall_seconds;
+    char *api_keys;  /* separated by commas */
     char *log_level; /* error, warn, info, debug */
 
     /* where each value came from, by index in the key table */
@@ -75,7 +81,6 @@ struct settings {
         unsigned line; /* SOURCE_FILE */
     } origin[SETTINGS_MAX_KEYS];
     char *file; /* --config or OVERFILL_CONFIG, or NULL */
-    bool file_is_flag;
 };
 
 /* The table. */
@@ -89,8 +94,8 @@ bool settings_environment_name(const struct setting_key *key, char *name, size_t
 int settings_init(struct settings *settings, struct error *err);
 void settings_free(struct settings *settings);
 
-/* Sets one key from text. Kept only if `source` is not weaker than what set it before. `where` names
- * the origin in the error message ("--port", "overfill.yaml:12: server.port"). */
+/* Sets one key from text. Kept only if `source` is not weaker than what set it before. `where`
+ * names the origin in the error message ("--port", "overfill.yaml:12: server.port"). */
 int settings_set(struct settings *settings, const struct setting_key *key, const char *text,
                  enum setting_source source, unsigned line, const char *where, struct error *err);
 

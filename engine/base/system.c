@@ -1,5 +1,4 @@
 /* CPUs, memory and clock of this process. See system.h. cgroup v2 files, then v1. */
-#define _GNU_SOURCE
 #include "engine/base/system.h"
 
 #include <sched.h>

@@ -1,0 +1,105 @@
+/* The table of settings. Not how they are read (settings.c, yaml.c); config/overfill.yaml explains
+ * the same keys at length, and a test keeps the two equal. */
+#include "config/settings.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+#define KEY(group_, name_, type_, scope_, member, ...)                                             \
+    {                                                                                              \
+        .group = group_, .name = name_, .type = SETTING_##type_, .scope = SETTING_##scope_,        \
+        .offset = offsetof(struct settings, member), __VA_ARGS__                                   \
+    }
+
+#define MAX_THREADS 1024
+#define MAX_CONTEXT (1u << 24)
+
+static const struct setting_key KEYS[] = {
+    KEY("engine", "model", STRING, ENGINE, model, .unit = "FILE", .preset = "",
+        .help = "full model: a GGUF file or a Hugging Face folder (required)"),
+    KEY("engine", "pruned", STRING, ENGINE, pruned, .unit = "FILE", .preset = "",
+        .help = "pruned twin that decodes; without it the full model decodes"),
+    KEY("engine", "model-id", STRING, SERVE, model_id, .unit = "NAME", .preset = "",
+        .help = "name of the model on the wire; empty: derived from the file's name"),
+    KEY("engine", "chat-template", STRING, ENGINE, chat_template, .unit = "NAME", .preset = "",
+        .help = "chat template family; empty: recognised from the model file"),
+    KEY("engine", "decode", CHOICE, ENGINE, decode, .preset = "auto", .choices = "auto|pruned|full",
+        .help = "who writes the answer after the first token; auto: the twin if there is one"),
+    KEY("engine", "weights", CHOICE, ENGINE, weights, .preset = "auto", .choices = "auto|q8|f32",
+        .help = "how weights lie in memory; auto: 4-bit blocks stay, the rest becomes 8-bit"),
+    KEY("engine", "kv-type", CHOICE, ENGINE, kv_type, .preset = "f16", .choices = "f16|f32",
+        .help = "number type of the KV cache"),
+    KEY("engine", "context", UINT, ENGINE, context, .unit = "TOKENS", .preset = "0",
+        .max = MAX_CONTEXT,
+        .help = "tokens one request may use, prompt and answer; 0: what the model was trained "
+                "for, at most 8192"),
+    KEY("engine", "kv-memory", SIZE, ENGINE, kv_memory, .unit = "SIZE", .preset = "0",
+        .help = "memory of all KV pages, e.g. 2GiB; 0: a quarter of the memory, at most 4GiB"),
+    KEY("engine", "prefill-threads", UINT, ENGINE, prefill_threads, .unit = "N", .preset = "0",
+        .max = MAX_THREADS,
+        .help = "threads of the prefill pool; 0: all CPUs this process may use"),
+    KEY("engine", "decode-threads", UINT, ENGINE, decode_threads, .unit = "N", .preset = "0",
+        .max = MAX_THREADS, .help = "threads of the decode pool; 0: all CPUs this process may use"),
+    KEY("engine", "max-sequences", UINT, SERVE, max_sequences, .unit = "N", .preset = "0",
+        .max = 65536, .help = "sequences decoding at once; 0: 64"),
+    KEY("engine", "max-queue", UINT, SERVE, max_queue, .unit = "N", .preset = "0", .max = 1000000,
+        .help = "requests that may wait before clients get 429; 0: 512"),
+    KEY("engine", "max-queue-tokens", UINT, SERVE, max_queue_tokens, .unit = "TOKENS",
+        .preset = "0", .max = UINT32_MAX,
+        .help = "prompt tokens that may wait before clients get 429; 0: 1000000"),
+    KEY("engine", "prefill-chunk-ms", UINT, SERVE, prefill_chunk_ms, .unit = "MS", .preset = "0",
+        .max = 60000, .help = "time that one prefill chunk aims at; 0: 25"),
+    KEY("server", "host", STRING, SERVE, host, .unit = "ADDRESS", .preset = "127.0.0.1",
+        .help = "address to listen on; 0.0.0.0 or :: for all"),
+    KEY("server", "port", UINT, SERVE, port, .unit = "PORT", .preset = "8080", .max = 65535,
+        .help = "TCP port; 0: one that is free"),
+    KEY("server", "max-body", SIZE, SERVE, max_body, .unit = "SIZE", .preset = "8MiB",
+        .help = "largest request body"),
+    KEY("server", "max-bodies", SIZE, SERVE, max_bodies, .unit = "SIZE", .preset = "64MiB",
+        .help = "request bodies being received, all together"),
+    KEY("server", "max-connections", UINT, SERVE, max_connections, .unit = "N", .preset = "1024",
+        .min = 1, .max = 65535, .help = "open connections"),
+    KEY("server", "idle-seconds", UINT, SERVE, idle_seconds, .unit = "SECONDS", .preset = "75",
+        .max = 86400, .help = "a connection on which nothing moves is closed after so long"),
+    KEY("server", "ping-seconds", UINT, SERVE, ping_seconds, .unit = "SECONDS", .preset = "15",
+        .max = 86400, .help = "a stream silent for so long gets a comment line"),
+    KEY("server", "drain-seconds", UINT, SERVE, drain_seconds, .unit = "SECONDS", .preset = "30",
+        .max = 86400, .help = "after SIGTERM running answers may go on for so long"),
+    KEY("server", "stall-seconds", UINT, SERVE, stall_seconds, .unit = "SECONDS", .preset = "30",
+        .min = 1, .max = 86400,
+        .help = "/health says 503 when a pool with work made no step for so long"),
+    KEY("server", "api-keys", STRING, SERVE, api_keys, .unit = "KEYS", .preset = "",
+        .is_secret = true,
+        .help = "keys that clients must show, separated by commas; empty: every client is let in; "
+                "a flag is visible to all users of the machine, so prefer the file or environment"),
+    KEY("server", "log-level", CHOICE, SERVE, log_level, .preset = "info",
+        .choices = "error|warn|info|debug", .help = "what is logged on stderr"),
+};
+
+#define N_KEYS (sizeof(KEYS) / sizeof(KEYS[0]))
+_Static_assert(N_KEYS <= SETTINGS_MAX_KEYS, "origin[] has a place for every key");
+
+const struct setting_key *settings_keys(size_t *ret_n)
+{
+    *ret_n = N_KEYS;
+    return KEYS;
+}
+
+const struct setting_key *settings_find(const char *name)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (strcmp(KEYS[i].name, name) == 0)
+            return &KEYS[i];
+    return NULL;
+}
+
+bool settings_environment_name(const struct setting_key *key, char *name, size_t bytes)
+{
+    int n = snprintf(name, bytes, "OVERFILL_%s", key->name);
+    if (n < 0 || (size_t)n >= bytes)
+        return false;
+    for (char *c = name; *c; c++)
+        *c = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+    return true;
+}

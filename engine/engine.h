@@ -4,8 +4,8 @@
  *   submit -> [intake thread: template, tokens, limits] -> prefill pool (full model, first token)
  *          -> decode pool (the decode model) -> outputs -> poll
  *
- * Threads: engine_submit, engine_cancel, engine_stats, engine_info and the tokenize functions may be
- * called from any thread and never block on compute. engine_poll / engine_wait belong to ONE
+ * Threads: engine_submit, engine_cancel, engine_stats, engine_info and the tokenize functions may
+ * be called from any thread and never block on compute. engine_poll / engine_wait belong to ONE
  * consumer thread. */
 #ifndef OVERFILL_ENGINE_ENGINE_H
 #define OVERFILL_ENGINE_ENGINE_H
@@ -24,8 +24,8 @@ struct engine;
 
 /* Who writes the answer after the first token. Refresh and verify have an issue of their own. */
 enum decode_mode { DECODE_DEFAULT, DECODE_PRUNED, DECODE_FULL };
-const char *decode_mode_name(enum decode_mode mode);     /* "pruned", "full" */
-int decode_mode_from_name(const char *name);             /* -1 if unknown */
+const char *decode_mode_name(enum decode_mode mode); /* "pruned", "full" */
+int decode_mode_from_name(const char *name);         /* -1 if unknown */
 
 enum kv_type { KV_F16, KV_F32 };
 /* How weights lie in memory. AUTO keeps 4-bit blocks of 32 as they are and makes everything else
@@ -40,8 +40,8 @@ struct engine_options {
     enum decode_mode decode;   /* DECODE_DEFAULT: pruned if there is a twin */
     enum weight_type weights;
     enum kv_type kv_type;
-    uint32_t context;          /* tokens a request may use, prompt + answer; 0: min(trained, 8192) */
-    size_t kv_bytes;           /* budget of all KV pages; 0: a quarter of the memory, at most 4 GiB */
+    uint32_t context; /* tokens a request may use, prompt + answer; 0: min(trained, 8192) */
+    size_t kv_bytes;  /* budget of all KV pages; 0: a quarter of the memory, at most 4 GiB */
     uint32_t prefill_threads;  /* 0: all CPUs this process may use */
     uint32_t decode_threads;   /* 0: the same */
     uint32_t max_sequences;    /* sequences decoding at once; 0: 64 */
@@ -74,24 +74,24 @@ struct engine_request {
     /* The prompt: exactly one of the three. */
     const struct chat_message *messages; /* rendered with the model's chat template */
     size_t n_messages;
-    const char *text;                    /* plain text, bos as the vocabulary asks */
+    const char *text; /* plain text, bos as the vocabulary asks */
     size_t text_len;
-    const int32_t *tokens;               /* ids, taken as they are */
+    const int32_t *tokens; /* ids, taken as they are */
     size_t n_tokens;
-    bool parse_special;                  /* text: control tokens' text becomes these tokens */
+    bool parse_special; /* text: control tokens' text becomes these tokens */
 
-    uint32_t n;                          /* choices, 1..ENGINE_MAX_CHOICES */
-    uint32_t max_tokens;                 /* UINT32_MAX: until the context is full. 0: prompt only */
-    bool max_tokens_must_fit;            /* prompt + max_tokens > context: ERROR_CONTEXT, else length */
-    uint32_t min_tokens;                 /* end tokens are not chosen before that many */
+    uint32_t n;               /* choices, 1..ENGINE_MAX_CHOICES */
+    uint32_t max_tokens;      /* UINT32_MAX: until the context is full. 0: prompt only */
+    bool max_tokens_must_fit; /* prompt + max_tokens > context: ERROR_CONTEXT, else length */
+    uint32_t min_tokens;      /* end tokens are not chosen before that many */
     bool ignore_eos;
     const struct stop_string *stops;
     size_t n_stops;
     struct sampling_params sampling;
-    int32_t n_logprobs;                  /* -1: none; 0: the token's own; k: and the k best */
-    bool prompt_logprobs;                /* also for every prompt token (echo); same k */
+    int32_t n_logprobs;   /* -1: none; 0: the token's own; k: and the k best */
+    bool prompt_logprobs; /* also for every prompt token (echo); same k */
     enum decode_mode decode;
-    void *user;                          /* handed back in every output */
+    void *user; /* handed back in every output */
 };
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
@@ -99,13 +99,13 @@ enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, 
 /* One generated token of one choice, in the order of sampling; or a choice's end (token == -1). */
 struct engine_token {
     uint32_t choice;
-    int32_t token;              /* -1: this record only ends the choice */
-    enum finish_reason finish;  /* not FINISH_NONE: the choice ends with this record */
-    size_t text_start;          /* engine_output.text[text_start, +text_len): what became safe */
-    size_t text_len;            /*   to send with this record; whole UTF-8 characters, may be empty */
-    float logprob;              /* NAN if not asked */
+    int32_t token;             /* -1: this record only ends the choice */
+    enum finish_reason finish; /* not FINISH_NONE: the choice ends with this record */
+    size_t text_start;         /* engine_output.text[text_start, +text_len): what became safe */
+    size_t text_len; /*   to send with this record; whole UTF-8 characters, may be empty */
+    float logprob;   /* NAN if not asked */
     uint32_t n_top;
-    size_t top_start;           /* engine_output.top[top_start, +n_top), best first */
+    size_t top_start; /* engine_output.top[top_start, +n_top), best first */
 };
 
 struct engine_usage {
@@ -122,18 +122,19 @@ struct engine_usage {
 struct engine_output {
     uint64_t id;
     void *user;
-    bool accepted;              /* set from the first output on: tokenised, within limits, queued */
-    const int32_t *prompt_ids;  /* set with the first output only, else NULL; [usage.prompt_tokens] */
+    bool accepted; /* set from the first output on: tokenised, within limits, queued */
+    const int32_t
+        *prompt_ids; /* set with the first output only, else NULL; [usage.prompt_tokens] */
     const struct engine_token *prompt; /* prompt logprobs when they are complete, else NULL; */
     size_t n_prompt;                   /*   [0].logprob is NAN; text fields unused */
     const struct engine_token *tokens;
     size_t n_tokens;
     const char *text;
     const struct token_logprob *top;
-    bool done;                  /* the last output of this request; its id is gone after this */
-    const struct error *error;  /* done with a failure, else NULL */
-    uint32_t n_prompt_tokens;   /* for ERROR_CONTEXT messages, known once tokenised */
-    struct engine_usage usage;  /* final when done, prompt_tokens from `accepted` on */
+    bool done;                 /* the last output of this request; its id is gone after this */
+    const struct error *error; /* done with a failure, else NULL */
+    uint32_t n_prompt_tokens;  /* for ERROR_CONTEXT messages, known once tokenised */
+    struct engine_usage usage; /* final when done, prompt_tokens from `accepted` on */
 };
 
 /* Returns 0 and the request's id. ERROR_BUSY: queue full. ERROR_INVALID: names the field. Anything
@@ -159,28 +160,29 @@ struct engine_info {
     uint32_t context_train;
     uint32_t vocab_size;
     uint64_t n_params, n_params_pruned;
-    size_t model_bytes, pruned_bytes;     /* packed in memory */
+    size_t model_bytes, pruned_bytes;           /* packed in memory */
     size_t model_step_bytes, pruned_step_bytes; /* weights one decode step reads */
     size_t kv_bytes_per_token;
     uint32_t prefill_threads, decode_threads;
-    enum decode_mode decode;              /* the default, resolved */
+    enum decode_mode decode; /* the default, resolved */
 };
 void engine_get_info(const struct engine *engine, struct engine_info *ret_info);
 
 struct engine_stats {
-    uint32_t requests_waiting;       /* submitted, prefill not begun */
+    uint32_t requests_waiting; /* submitted, prefill not begun */
     uint32_t requests_prefilling;
     uint32_t sequences_decoding;
     uint32_t kv_pages_used, kv_pages_total;
     size_t kv_page_bytes;
-    uint64_t prompt_tokens;          /* counters since open */
+    uint64_t prompt_tokens; /* counters since open */
     uint64_t cached_tokens;
     uint64_t generated_tokens;
     uint64_t prefill_steps, decode_steps;
     double prefill_seconds, decode_seconds; /* busy time of each stage */
     uint64_t finished_stop, finished_length, cancelled, failed;
-    uint64_t weight_bytes_prefill_full, weight_bytes_prefill_pruned; /* weights read, by stage and */
-    uint64_t weight_bytes_decode_full, weight_bytes_decode_pruned;   /*   model: the OverFill claim */
+    uint64_t weight_bytes_prefill_full,
+        weight_bytes_prefill_pruned;                               /* weights read, by stage and */
+    uint64_t weight_bytes_decode_full, weight_bytes_decode_pruned; /*   model: the OverFill claim */
     double prefill_tick_age_s, decode_tick_age_s; /* since a stage with work last finished a step */
 };
 void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats);

@@ -17,7 +17,7 @@ bool buf_reserve(struct buf *b, size_t more); /* room for `more` bytes and a NUL
 void buf_append(struct buf *b, const void *data, size_t bytes);
 void buf_append_str(struct buf *b, const char *s);
 __attribute__((format(printf, 2, 3))) void buf_printf(struct buf *b, const char *fmt, ...);
-void buf_clear(struct buf *b);                /* len = 0, failed = false, keeps the memory */
+void buf_clear(struct buf *b);                  /* len = 0, failed = false, keeps the memory */
 char *buf_take(struct buf *b, size_t *ret_len); /* the caller owns it (mem_free); NULL if failed */
 void buf_free(struct buf *b);
 #define _cleanup_buf_ __attribute__((cleanup(buf_free)))

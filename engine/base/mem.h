@@ -7,16 +7,17 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define MEM_ALIGN 64 /* alignment in bytes of mem_alloc_aligned: a cache line, an AVX-512 vector */
+#define MEM_ALIGN 64 /* alignment in bytes of mem_alloc_aligned: a cache line, an AVX-512 vector   \
+                      */
 
 void *mem_alloc(size_t bytes);
-void *mem_calloc(size_t n, size_t size);              /* zeroed, n * size checked */
-void *mem_array(size_t n, size_t size);               /* not zeroed, n * size checked */
-void *mem_realloc(void *p, size_t n, size_t size);    /* n * size checked; p stays valid on NULL */
-void *mem_alloc_aligned(size_t bytes);                /* MEM_ALIGN, not zeroed; huge pages if large */
+void *mem_calloc(size_t n, size_t size);           /* zeroed, n * size checked */
+void *mem_array(size_t n, size_t size);            /* not zeroed, n * size checked */
+void *mem_realloc(void *p, size_t n, size_t size); /* n * size checked; p stays valid on NULL */
+void *mem_alloc_aligned(size_t bytes);             /* MEM_ALIGN, not zeroed; huge pages if large */
 char *mem_strdup(const char *s);
-char *mem_strndup(const char *s, size_t bytes);       /* copies exactly `bytes`, adds NUL */
-void mem_free(void *p);                               /* for all of the above */
+char *mem_strndup(const char *s, size_t bytes); /* copies exactly `bytes`, adds NUL */
+void mem_free(void *p);                         /* for all of the above */
 
 /* false on overflow; *ret untouched then. */
 bool mem_mul(size_t a, size_t b, size_t *ret);

@@ -9,7 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Reads up to two numbers ("max" is none). Returns how many were read, 0 when the file is absent. */
+/* Reads up to two numbers ("max" is none). Returns how many were read, 0 when the file is absent.
+ */
 static int read_numbers(const char *path, long long *a, long long *b)
 {
     char text[128];

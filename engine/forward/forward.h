@@ -1,0 +1,55 @@
+/* The transformer: one forward pass for a batch of slices, each a run of consecutive tokens of one
+ * sequence. Both models and both pools use it: a prompt's chunk is a slice of many tokens, a decode
+ * step a slice of one for every running sequence. K and V of the slice's tokens are written to the
+ * sequence's pages; the sequence attends to everything before them, whichever model wrote that.
+ *
+ * A row's result depends only on its own sequence: not on the batch, the cut into slices, or the
+ * number of threads (kernels.h says why). */
+#ifndef OVERFILL_ENGINE_FORWARD_FORWARD_H
+#define OVERFILL_ENGINE_FORWARD_FORWARD_H
+
+#include "engine/base/error.h"
+#include "engine/base/team.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kv/kv.h"
+#include "engine/model/model.h"
+
+enum logits_wanted { LOGITS_NONE, LOGITS_LAST, LOGITS_ALL };
+
+struct forward_slice {
+    const int32_t *tokens; /* [n_tokens], each < vocab_size */
+    uint32_t n_tokens;     /* >= 1 */
+    uint32_t position;     /* of tokens[0] in its sequence */
+    const uint32_t *pages; /* page table, with room for position + n_tokens tokens */
+    enum logits_wanted logits;
+};
+
+/* What calibration looks at, called by member 0 between phases with all rows in place. */
+enum forward_tap {
+    TAP_ATTN_NORM, /* [n_rows][hidden]: input of q, k, v */
+    TAP_MLP_NORM,  /* [n_rows][hidden]: input of gate and up */
+    TAP_MLP_HIDDEN /* [n_rows][mlp]: input of down */
+};
+typedef void forward_tap_fn(void *user, enum forward_tap tap, uint32_t layer, const float *rows,
+                            uint32_t n_rows, uint32_t width, size_t stride);
+
+/* Buffers for one team; one pass at a time. */
+struct forward;
+
+/* For batches of up to max_rows tokens and max_logit_rows rows of logits, with any of the models.
+ */
+int forward_open(const struct model *const *models, size_t n_models, const struct kernels *kernels,
+                 struct team *team, uint32_t max_rows, uint32_t max_logit_rows,
+                 struct forward **ret_forward, struct error *err);
+void forward_close(struct forward *forward);
+
+/* Calibration only: float models (the taps see float rows), NULL turns it off. */
+void forward_set_tap(struct forward *forward, forward_tap_fn *tap, void *user);
+
+/* Runs the batch on the team and returns logits [n][stride], the wanted rows of slice 0 first;
+ * valid until the next pass. Sum of n_tokens <= max_rows; wanted rows <= max_logit_rows. */
+const float *forward_run(struct forward *forward, const struct model *model,
+                         const struct kv_pool *pool, const struct forward_slice *slices,
+                         size_t n_slices, size_t *ret_stride);
+
+#endif

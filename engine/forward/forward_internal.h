@@ -1,0 +1,103 @@
+/* State of a pass, shared by forward.c (the story), linear.c (products) and attention.c. */
+#ifndef OVERFILL_ENGINE_FORWARD_FORWARD_INTERNAL_H
+#define OVERFILL_ENGINE_FORWARD_FORWARD_INTERNAL_H
+
+#include "engine/forward/forward.h"
+
+/* Rows of one unit of work. A multiple of KERNEL_F32_ROWS. */
+#define ROW_UNIT 64
+/* Query rows of one attention unit: enough to reuse a converted page, few enough to share out. */
+#define ATTEND_ROWS 16
+/* Output tiles of a unit of o and down: 32 outputs. gate_up: 4 tiles, 32 MLP channels. */
+#define TILES_PLAIN 2
+#define TILES_GATE_UP 4
+#define TILES_HEAD 16
+
+/* One row of the batch. */
+struct row {
+    uint32_t slice;
+    uint32_t position;
+    int32_t token;
+};
+
+/* Query rows [row, row + n_rows) of one slice. */
+struct attend_unit {
+    uint32_t slice;
+    uint32_t row;
+    uint32_t n_rows;
+};
+
+/* Buffers of one member, so that no phase allocates. */
+struct member_scratch {
+    float *tile;   /* [ROW_UNIT][max(head_pad, 64)] outputs of one unit */
+    float *keys;   /* [head_dim][32] */
+    float *values; /* [32][head_dim] */
+    float *state;  /* [ATTEND_ROWS * group][ATTEND_STATE(head_dim)] */
+    uint8_t *n_keys;
+};
+
+struct forward {
+    const struct kernels *kernels;
+    struct team *team;
+    uint32_t max_rows; /* a multiple of KERNEL_F32_ROWS, like every row count below */
+    uint32_t max_logit_rows;
+
+    /* the pass at hand; written by forward_run before the team starts */
+    const struct model *model;
+    const struct kv_pool *pool;
+    const struct forward_slice *slices;
+    size_t n_slices;
+    uint32_t n_rows;
+    uint32_t n_logit_rows;
+    uint32_t n_attend_units;
+
+    struct row *rows;                 /* [max_rows] */
+    struct attend_unit *attend_units; /* [max_rows] at most */
+    uint32_t *logit_rows;             /* [max_logit_rows] row numbers */
+
+    size_t hidden_stride, heads_stride, mlp_stride, vocab_stride;
+    float *x;      /* [max_rows][hidden_stride] residual stream */
+    float *normed; /* [max_rows][hidden_stride] */
+    float *q;      /* [n_kv_heads][max_rows][group][head_dim], already times 1/sqrt(head_dim) */
+    float *attn;   /* [max_rows][heads_stride] */
+    float *mlp;    /* [max_rows][mlp_stride] */
+    float *logits; /* [max_logit_rows][vocab_stride] */
+    struct quantized_rows quantized_normed, quantized_attn, quantized_mlp;
+    struct member_scratch *scratch; /* [team size] */
+
+    forward_tap_fn *tap;
+    void *tap_user;
+};
+
+/* linear.c: a product's rows [row_begin, row_end) and tiles, from float or quantised activations as
+ * the model has it. out: of row_begin and the first output of tile_begin. */
+struct linear {
+    const struct matrix *w;
+    const float *x; /* float activations, row 0 */
+    size_t x_stride;
+    const struct quantized_rows *quantized;
+    size_t row_begin, row_end;
+    size_t tile_begin, tile_end;
+    float *out;
+    size_t out_stride;
+    bool accumulate;
+};
+void linear_run(const struct forward *f, const struct linear *linear);
+/* Quantises x[n], which is row `row` from block `block` on, if the model wants that. */
+void linear_prepare(const struct forward *f, const float *x, size_t n, size_t row, size_t block,
+                    const struct quantized_rows *quantized);
+/* Cuts n_rows x n_tiles into units of ROW_UNIT rows and `tiles` tiles, rows fastest, so that
+ * weights stay in cache from unit to unit. */
+struct unit_range {
+    size_t row_begin, row_end;
+    size_t tile_begin, tile_end;
+};
+size_t unit_count(size_t n_rows, size_t n_tiles, size_t tiles);
+struct unit_range unit_at(size_t unit, size_t n_rows, size_t n_tiles, size_t tiles);
+
+/* attention.c */
+void attention_store_head(struct forward *f, uint32_t layer, uint32_t head, size_t row_begin,
+                          size_t row_end, float *tile);
+void attention_run(struct forward *f, unsigned member, uint32_t layer, size_t unit);
+
+#endif

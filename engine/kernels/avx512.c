@@ -1,0 +1,134 @@
+/* The integer products for AVX-512 with VNNI (F, BW, VL, VNNI). Same bits as scalar.c. The other
+ * kernels are the 256-bit ones of x86_common.h. */
+#if defined(__x86_64__)
+#include "engine/kernels/x86_common.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Rows of one pass over a weight tile: integer and float sums fill most of the 32 registers. */
+#define MAX_ROWS 8
+
+INLINE __m512i broadcast4(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, sizeof(four));
+    return _mm512_set1_epi32(four);
+}
+
+INLINE __m512 halves(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+INLINE void finish(const struct matmul *m, size_t row, size_t t, __m512 acc)
+{
+    float *out = m->out + (row - m->row_begin) * m->out_stride + (t - m->tile_begin) * KERNEL_TILE;
+    _mm512_storeu_ps(out, m->accumulate ? _mm512_add_ps(_mm512_loadu_ps(out), acc) : acc);
+}
+
+/* vpdpbusd wants one unsigned factor: the weight plus 128 (its top bit flipped). The sum starts at
+ * -128 * sum(activations), which takes the surplus away again, exactly. */
+INLINE void q8_rows(const struct matmul *m, size_t t, size_t row, const int n_rows)
+{
+    const size_t n_blocks = m->n_blocks;
+    const size_t stride = m->x->stride;
+    const uint8_t *w = m->tiles + t * m->tile_bytes;
+    const uint16_t *wscale = (const uint16_t *)(w + n_blocks * 512);
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    __m512 acc[MAX_ROWS];
+
+    for (int r = 0; r < n_rows; r++)
+        acc[r] = _mm512_setzero_ps();
+    for (size_t b = 0; b < n_blocks; b++) {
+        __m512i isum[MAX_ROWS];
+        for (int r = 0; r < n_rows; r++)
+            isum[r] = _mm512_set1_epi32(-128 * m->x->sum[(row + (size_t)r) * stride + b]);
+        for (int g = 0; g < 8; g++) {
+            __m512i weight = _mm512_xor_si512(_mm512_loadu_si512(w + b * 512 + g * 64), flip);
+            for (int r = 0; r < n_rows; r++)
+                isum[r] = _mm512_dpbusd_epi32(
+                    isum[r], weight,
+                    broadcast4(m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_BLOCK + g * 4));
+        }
+        __m512 ws = halves(wscale + b * KERNEL_TILE);
+        for (int r = 0; r < n_rows; r++) {
+            __m512 xs = _mm512_set1_ps(m->x->scale[(row + (size_t)r) * stride + b]);
+            acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[r]), _mm512_mul_ps(ws, xs), acc[r]);
+        }
+    }
+    for (int r = 0; r < n_rows; r++)
+        finish(m, row + (size_t)r, t, acc[r]);
+}
+
+INLINE void q4_rows(const struct matmul *m, size_t t, size_t row, const int n_rows)
+{
+    const size_t n_blocks = m->n_blocks;
+    const size_t stride = m->x->stride;
+    const uint8_t *w = m->tiles + t * m->tile_bytes;
+    const uint16_t *wscale = (const uint16_t *)(w + n_blocks * 256);
+    const uint16_t *wmin = wscale + n_blocks * KERNEL_TILE;
+    const __m512i low4 = _mm512_set1_epi8(15);
+    __m512 acc[MAX_ROWS];
+
+    for (int r = 0; r < n_rows; r++)
+        acc[r] = _mm512_setzero_ps();
+    for (size_t b = 0; b < n_blocks; b++) {
+        __m512i isum[MAX_ROWS];
+        for (int r = 0; r < n_rows; r++)
+            isum[r] = _mm512_setzero_si512();
+        for (int g = 0; g < 4; g++) {
+            __m512i packed = _mm512_loadu_si512(w + b * 256 + g * 64);
+            __m512i low = _mm512_and_si512(packed, low4);
+            __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low4);
+            for (int r = 0; r < n_rows; r++) {
+                const int8_t *q = m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_BLOCK + g * 4;
+                isum[r] = _mm512_dpbusd_epi32(isum[r], low, broadcast4(q));
+                isum[r] = _mm512_dpbusd_epi32(isum[r], high, broadcast4(q + 16));
+            }
+        }
+        __m512 ws = halves(wscale + b * KERNEL_TILE);
+        __m512 wm = halves(wmin + b * KERNEL_TILE);
+        for (int r = 0; r < n_rows; r++) {
+            size_t xb = (row + (size_t)r) * stride + b;
+            __m512 xs = _mm512_set1_ps(m->x->scale[xb]);
+            __m512 xsum = _mm512_set1_ps(m->x->scale[xb] * (float)m->x->sum[xb]);
+            acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[r]), _mm512_mul_ps(ws, xs), acc[r]);
+            acc[r] = _mm512_fmadd_ps(wm, xsum, acc[r]);
+        }
+    }
+    for (int r = 0; r < n_rows; r++)
+        finish(m, row + (size_t)r, t, acc[r]);
+}
+
+#define DEFINE_MATMUL(name, rows_fn)                                                               \
+    static void name(const struct matmul *m)                                                       \
+    {                                                                                              \
+        for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
+            size_t row = m->row_begin;                                                             \
+            for (; row + 8 <= m->row_end; row += 8)                                                \
+                rows_fn(m, t, row, 8);                                                             \
+            if (row + 4 <= m->row_end) {                                                           \
+                rows_fn(m, t, row, 4);                                                             \
+                row += 4;                                                                          \
+            }                                                                                      \
+            for (; row < m->row_end; row++)                                                        \
+                rows_fn(m, t, row, 1);                                                             \
+        }                                                                                          \
+    }
+
+DEFINE_MATMUL(matmul_q8, q8_rows)
+DEFINE_MATMUL(matmul_q4, q4_rows)
+
+const struct kernels KERNELS_AVX512 = {
+    .name = "avx512",
+    .rmsnorm = x86_rmsnorm,
+    .quantize = x86_quantize,
+    .matmul_q8 = matmul_q8,
+    .matmul_q4 = matmul_q4,
+    .silu_mul = x86_silu_mul,
+    .rope = x86_rope,
+    .half_to_float = x86_half_to_float,
+    .float_to_half = x86_float_to_half,
+    .attend = x86_attend,
+};
+#endif

@@ -1,0 +1,59 @@
+/* Which kernels this CPU gets, and the tile sizes. See kernels.h. */
+#include "engine/kernels/kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TILE_ALIGN 64
+
+size_t kernels_available(const struct kernels *ret_tables[4])
+{
+    size_t n = 0;
+    ret_tables[n++] = &KERNELS_SCALAR;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+        ret_tables[n++] = &KERNELS_AVX2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+            ret_tables[n++] = &KERNELS_AVX512;
+    }
+#endif
+    return n;
+}
+
+int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err)
+{
+    const struct kernels *tables[4];
+    size_t n = kernels_available(tables);
+
+    if (!name || !*name) {
+        *ret_kernels = tables[n - 1];
+        return 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(tables[i]->name, name) == 0) {
+            *ret_kernels = tables[i];
+            return 0;
+        }
+    }
+    return error_set(err, ERROR_INVALID,
+                     "kernels \"%s\": this CPU runs %s; expected one of scalar, avx2, avx512 up to "
+                     "that",
+                     name, tables[n - 1]->name);
+}
+
+static size_t align_tile(size_t bytes)
+{
+    return (bytes + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
+}
+
+size_t kernel_tile_bytes_q8(size_t n_blocks)
+{
+    return align_tile(n_blocks * KERNEL_TILE * (KERNEL_BLOCK + sizeof(uint16_t)));
+}
+
+size_t kernel_tile_bytes_q4(size_t n_blocks)
+{
+    return align_tile(n_blocks * KERNEL_TILE * (KERNEL_BLOCK / 2 + 2 * sizeof(uint16_t)));
+}

@@ -1,0 +1,112 @@
+/* Every inner loop of the forward pass behind one table of function pointers. A kernel takes plain
+ * pointers and sizes, knows no model, allocates nothing and starts no thread. scalar.c is the
+ * specification: the SIMD versions give the same bits, because integer sums are exact and every
+ * float sum keeps the one order that scalar.c writes down. So a row's result depends on nothing but
+ * the row: not on its neighbours in the batch, nor on who computes it.
+ *
+ * Quantised weights lie in tiles of KERNEL_TILE output rows, along the input in blocks of
+ * KERNEL_BLOCK (the blocks of Q8_0, Q4_0 and Q4_1). A tile is, for its n_blocks blocks:
+ *   Q8: int8 w[n_blocks][8][16][4], then half scale[n_blocks][16];           padded to 64 bytes
+ *       w[b][g][r][j] is the weight of row r, input 32b + 4g + j; value = scale * w
+ *   Q4: uint8 w[n_blocks][4][16][4], then half scale[n_blocks][16], then half min[n_blocks][16];
+ *       low nibble: input 32b + 4g + j, high nibble: input 32b + 16 + 4g + j;
+ *       value = scale * nibble + min
+ * Four inputs of one row side by side are what one lane of vpdpbusd or vpmaddubsw+vpmaddwd eats.
+ * Tiles start on 64-byte boundaries; `kernel_tile_bytes` is the stride from tile to tile. */
+#ifndef OVERFILL_ENGINE_KERNELS_KERNELS_H
+#define OVERFILL_ENGINE_KERNELS_KERNELS_H
+
+#include "engine/base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KERNEL_TILE 16        /* output rows of a weight tile */
+#define KERNEL_BLOCK 32       /* inputs that share a scale */
+#define KERNEL_PAGE_TOKENS 32 /* keys of one attention step: a KV page */
+#define KERNEL_F32_ROWS 16    /* float products work on this many rows at once, always */
+
+/* Activations quantised by `quantize`: rows of blocks. */
+struct quantized_rows {
+    int8_t *q;     /* [n_rows][stride * 32], in -127..127 */
+    float *scale;  /* [n_rows][stride]; value = scale * q */
+    int32_t *sum;  /* [n_rows][stride]; sum of the block's q */
+    size_t stride; /* blocks from row to row, at least as many as a row has */
+};
+
+/* out[row - row_begin][16 * (tile - tile_begin) + i] = (accumulate ? that : 0) + sum over inputs of
+ * weight * activation. Order of the float sum: blocks ascending, for each block fma(isum, wscale *
+ * xscale, acc) and, for Q4, then fma(min, xscale * sum, acc); the old value of out is added last.
+ */
+struct matmul {
+    const uint8_t *tiles; /* tile 0 of the weights */
+    size_t tile_bytes;
+    size_t n_blocks; /* of a row's inputs */
+    const struct quantized_rows *x;
+    size_t row_begin, row_end; /* rows of x and of out */
+    size_t tile_begin, tile_end;
+    float *out;        /* of row_begin and the first output of tile_begin */
+    size_t out_stride; /* floats from row to row */
+    bool accumulate;
+};
+
+/* One page of keys and values of one KV head, for n_q queries that attend to it (the heads of a
+ * group, the rows of a prompt chunk). Online softmax (Milakov, Gimelshein 2018; FlashAttention):
+ * state[i] = {max, sum, acc[head_dim]} goes from page to page, starting as {-inf, 0, 0...}.
+ * Element t of a softmax sum is added in lanes t % 8, then the lanes as a tree. */
+struct attend_page {
+    const float *q; /* query i at q + i * q_stride; already times 1/sqrt(head_dim) */
+    size_t q_stride;
+    size_t n_q;
+    size_t head_dim;
+    const float *keys;     /* [head_dim][32] : transposed, so that no sum crosses lanes */
+    const float *values;   /* [32][head_dim] */
+    const uint8_t *n_keys; /* [n_q]: the first so many keys count; 0: none of this page */
+    float *state;          /* [n_q][ATTEND_STATE(head_dim)] */
+};
+#define ATTEND_STATE(head_dim) ((head_dim) + 2)
+
+struct kernels {
+    const char *name;
+    /* out[i] = x[i] * rsqrt(sum(x^2) / width + eps) * weight[i]; sums in 16 lanes i % 16, then
+     * folded in halves. width differs from n where a file pads its rows. */
+    void (*rmsnorm)(const float *x, const float *weight, size_t n, size_t width, float eps,
+                    float *out);
+    /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / 127, round to even.
+     */
+    void (*quantize)(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum);
+    void (*matmul_q8)(const struct matmul *m);
+    void (*matmul_q4)(const struct matmul *m);
+    /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. */
+    void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
+    /* Rotates the pairs (x[i], x[i + half]) by (cos[i], sin[i]), i < half. */
+    void (*rope)(float *x, const float *cos, const float *sin, size_t half);
+    void (*half_to_float)(const uint16_t *src, size_t n, float *dst);
+    void (*float_to_half)(const float *src, size_t n, uint16_t *dst);
+    void (*attend)(const struct attend_page *a);
+};
+
+/* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avx512) names:
+ * ERROR_INVALID if it is unknown or this CPU lacks it. */
+int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err);
+/* All tables this CPU can run, scalar first; returns how many (for tests and benchmarks). */
+size_t kernels_available(const struct kernels *ret_tables[4]);
+
+extern const struct kernels KERNELS_SCALAR;
+#if defined(__x86_64__)
+extern const struct kernels KERNELS_AVX2;
+extern const struct kernels KERNELS_AVX512;
+#endif
+
+size_t kernel_tile_bytes_q8(size_t n_blocks);
+size_t kernel_tile_bytes_q4(size_t n_blocks);
+
+/* out[16 rows][n_out] = (accumulate ? out : 0) + x[16 rows][n_in] * w[n_out][n_in]^T in float.
+ * OpenBLAS sgemm, single-threaded on the calling thread. Called with the same n_out and n_in for
+ * the same weights each time and always with 16 rows (the unused ones hold anything finite), so
+ * that a row's bits do not depend on the batch. */
+void kernel_matmul_f32(const float *x, size_t x_stride, const float *w, size_t n_in, size_t n_out,
+                       float *out, size_t out_stride, bool accumulate);
+
+#endif

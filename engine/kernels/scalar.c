@@ -1,0 +1,196 @@
+/* The specification of every kernel, written for reading. See kernels.h; avx2.c and avx512.c give
+ * the same bits. fmaf is the one rounding that a hardware fma does. */
+#include "engine/base/half.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/lanes.h"
+
+#include <math.h>
+#include <string.h>
+
+static void rmsnorm(const float *x, const float *weight, size_t n, size_t width, float eps,
+                    float *out)
+{
+    float lanes[16] = {0};
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] = fmaf(x[i], x[i], lanes[i % 16]);
+    for (size_t half = 8; half; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+
+    float scale = 1.0f / sqrtf(lanes[0] / (float)width + eps);
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
+static void quantize(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum)
+{
+    for (size_t b = 0; b * KERNEL_BLOCK < n; b++) {
+        size_t begin = b * KERNEL_BLOCK;
+        size_t len = n - begin < KERNEL_BLOCK ? n - begin : KERNEL_BLOCK;
+        float max = 0;
+        for (size_t i = 0; i < len; i++)
+            max = fmaxf(max, fabsf(x[begin + i]));
+
+        float inverse = max > 0 ? 127.0f / max : 0;
+        int32_t total = 0;
+        memset(q + begin, 0, KERNEL_BLOCK);
+        for (size_t i = 0; i < len; i++) {
+            q[begin + i] = (int8_t)lrintf(x[begin + i] * inverse);
+            total += q[begin + i];
+        }
+        scale[b] = max / 127.0f;
+        sum[b] = total;
+    }
+}
+
+static void store(const struct matmul *m, size_t row, size_t t, size_t r, float acc)
+{
+    float *out =
+        m->out + (row - m->row_begin) * m->out_stride + (t - m->tile_begin) * KERNEL_TILE + r;
+    *out = m->accumulate ? *out + acc : acc;
+}
+
+static void matmul_q8(const struct matmul *m)
+{
+    const struct quantized_rows *x = m->x;
+    for (size_t t = m->tile_begin; t < m->tile_end; t++) {
+        const int8_t *w = (const int8_t *)m->tiles + t * m->tile_bytes;
+        const uint16_t *scale = (const uint16_t *)(w + m->n_blocks * 512);
+        for (size_t row = m->row_begin; row < m->row_end; row++) {
+            for (size_t r = 0; r < KERNEL_TILE; r++) {
+                float acc = 0;
+                for (size_t b = 0; b < m->n_blocks; b++) {
+                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
+                    int32_t isum = 0;
+                    for (size_t i = 0; i < KERNEL_BLOCK; i++)
+                        isum += q[i] * w[b * 512 + (i / 4) * 64 + r * 4 + i % 4];
+                    float s =
+                        half_to_float(scale[b * KERNEL_TILE + r]) * x->scale[row * x->stride + b];
+                    acc = fmaf((float)isum, s, acc);
+                }
+                store(m, row, t, r, acc);
+            }
+        }
+    }
+}
+
+static void matmul_q4(const struct matmul *m)
+{
+    const struct quantized_rows *x = m->x;
+    for (size_t t = m->tile_begin; t < m->tile_end; t++) {
+        const uint8_t *w = m->tiles + t * m->tile_bytes;
+        const uint16_t *scale = (const uint16_t *)(w + m->n_blocks * 256);
+        const uint16_t *min = scale + m->n_blocks * KERNEL_TILE;
+        for (size_t row = m->row_begin; row < m->row_end; row++) {
+            for (size_t r = 0; r < KERNEL_TILE; r++) {
+                float acc = 0;
+                for (size_t b = 0; b < m->n_blocks; b++) {
+                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
+                    int32_t isum = 0;
+                    for (size_t i = 0; i < KERNEL_BLOCK / 2; i++) {
+                        uint8_t byte = w[b * 256 + (i / 4) * 64 + r * 4 + i % 4];
+                        isum += q[i] * (byte & 15) + q[i + 16] * (byte >> 4);
+                    }
+                    float xscale = x->scale[row * x->stride + b];
+                    float xsum = (float)x->sum[row * x->stride + b];
+                    acc =
+                        fmaf((float)isum, half_to_float(scale[b * KERNEL_TILE + r]) * xscale, acc);
+                    acc = fmaf(half_to_float(min[b * KERNEL_TILE + r]), xscale * xsum, acc);
+                }
+                store(m, row, t, r, acc);
+            }
+        }
+    }
+}
+
+static void silu_mul(const float *gate, const float *up, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = gate[i] / (1.0f + lane_exp(-gate[i])) * up[i];
+}
+
+static void rope(float *x, const float *cos, const float *sin, size_t half)
+{
+    for (size_t i = 0; i < half; i++) {
+        float a = x[i];
+        float b = x[i + half];
+        x[i] = fmaf(a, cos[i], -(b * sin[i]));
+        x[i + half] = fmaf(a, sin[i], b * cos[i]);
+    }
+}
+
+static void half_to_float_n(const uint16_t *src, size_t n, float *dst)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = half_to_float(src[i]);
+}
+
+static void float_to_half_n(const float *src, size_t n, uint16_t *dst)
+{
+    for (size_t i = 0; i < n; i++)
+        dst[i] = float_to_half(src[i]);
+}
+
+/* Scores of all 32 keys, masked ones -inf. */
+static void page_scores(const struct attend_page *a, const float *q, size_t n_keys, float *scores)
+{
+    for (size_t t = 0; t < KERNEL_PAGE_TOKENS; t++) {
+        float dot = 0;
+        for (size_t d = 0; d < a->head_dim; d++)
+            dot = fmaf(q[d], a->keys[d * KERNEL_PAGE_TOKENS + t], dot);
+        scores[t] = t < n_keys ? dot : -INFINITY;
+    }
+}
+
+/* scores become exp(score - max), masked ones 0; returns their sum. */
+static float page_softmax(float *scores, size_t n_keys, float max)
+{
+    float lanes[8] = {0};
+    for (size_t t = 0; t < KERNEL_PAGE_TOKENS; t++) {
+        scores[t] = t < n_keys ? lane_exp(scores[t] - max) : 0;
+        lanes[t % 8] += scores[t];
+    }
+    for (size_t half = 4; half; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static void attend(const struct attend_page *a)
+{
+    for (size_t i = 0; i < a->n_q; i++) {
+        float *state = a->state + i * ATTEND_STATE(a->head_dim);
+        float *acc = state + 2;
+        float scores[KERNEL_PAGE_TOKENS];
+        size_t n_keys = a->n_keys[i];
+        if (!n_keys)
+            continue;
+
+        page_scores(a, a->q + i * a->q_stride, n_keys, scores);
+        float max = state[0];
+        for (size_t t = 0; t < n_keys; t++)
+            max = scores[t] > max ? scores[t] : max;
+        float correction = lane_exp(state[0] - max);
+        state[1] = fmaf(state[1], correction, page_softmax(scores, n_keys, max));
+        state[0] = max;
+
+        for (size_t d = 0; d < a->head_dim; d++)
+            acc[d] *= correction;
+        for (size_t t = 0; t < n_keys; t++)
+            for (size_t d = 0; d < a->head_dim; d++)
+                acc[d] = fmaf(scores[t], a->values[t * a->head_dim + d], acc[d]);
+    }
+}
+
+const struct kernels KERNELS_SCALAR = {
+    .name = "scalar",
+    .rmsnorm = rmsnorm,
+    .quantize = quantize,
+    .matmul_q8 = matmul_q8,
+    .matmul_q4 = matmul_q4,
+    .silu_mul = silu_mul,
+    .rope = rope,
+    .half_to_float = half_to_float_n,
+    .float_to_half = float_to_half_n,
+    .attend = attend,
+};

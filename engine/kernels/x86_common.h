@@ -1,0 +1,271 @@
+/* The kernels outside the integer products, in 256-bit vectors: they are bound by memory or by
+ * their chains of additions, so AVX-512 would not help, and one order of summing serves both x86
+ * tables. Compiled into avx2.c and avx512.c, each with its own flags. Internal. */
+#ifndef OVERFILL_ENGINE_KERNELS_X86_COMMON_H
+#define OVERFILL_ENGINE_KERNELS_X86_COMMON_H
+
+#include "engine/base/half.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/lanes.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+static inline __m256 x86_exp(__m256 x)
+{
+    x = _mm256_max_ps(x, _mm256_set1_ps(EXP_MIN));
+    x = _mm256_min_ps(x, _mm256_set1_ps(EXP_MAX));
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(EXP_LOG2E)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-EXP_LN2_HI), x);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-EXP_LN2_LO), r);
+    __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(EXP_C7), r, _mm256_set1_ps(EXP_C6));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP_C2));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i power =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
+}
+
+/* Lanes 8 -> 4 -> 2 -> 1, halves folded onto each other. */
+static inline float x86_fold(__m256 v)
+{
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+static inline float x86_fold_max(__m256 v)
+{
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t width, float eps,
+                        float *out)
+{
+    __m256 low = _mm256_setzero_ps();
+    __m256 high = _mm256_setzero_ps();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        __m256 a = _mm256_loadu_ps(x + i);
+        __m256 b = _mm256_loadu_ps(x + i + 8);
+        low = _mm256_fmadd_ps(a, a, low);
+        high = _mm256_fmadd_ps(b, b, high);
+    }
+    if (i < n) { /* zeros change no lane */
+        float tail[16] = {0};
+        memcpy(tail, x + i, (n - i) * sizeof(float));
+        __m256 a = _mm256_loadu_ps(tail);
+        __m256 b = _mm256_loadu_ps(tail + 8);
+        low = _mm256_fmadd_ps(a, a, low);
+        high = _mm256_fmadd_ps(b, b, high);
+    }
+    float scale = 1.0f / sqrtf(x86_fold(_mm256_add_ps(low, high)) / (float)width + eps);
+
+    __m256 s = _mm256_set1_ps(scale);
+    for (i = 0; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), s),
+                                                _mm256_loadu_ps(weight + i)));
+    for (; i < n; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
+static inline void x86_quantize_block(const float *x, int8_t *q, float *scale, int32_t *sum)
+{
+    const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 v[4];
+    __m256 max8 = _mm256_setzero_ps();
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        max8 = _mm256_max_ps(_mm256_and_ps(v[i], no_sign), max8);
+    }
+    float max = x86_fold_max(max8);
+    __m256 inverse = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
+
+    __m256i n[4];
+    __m256i total = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        total = _mm256_add_epi32(total, n[i]);
+    }
+    /* The packs work within 128-bit halves; the permutation puts the groups of four in order. */
+    __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)q, packed);
+
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    *scale = max / 127.0f;
+    *sum = _mm_cvtsi128_si32(four);
+}
+
+static void x86_quantize(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum)
+{
+    size_t b = 0;
+    for (; (b + 1) * KERNEL_BLOCK <= n; b++)
+        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_BLOCK, scale + b, sum + b);
+    if (b * KERNEL_BLOCK < n) {
+        float tail[KERNEL_BLOCK] = {0};
+        memcpy(tail, x + b * KERNEL_BLOCK, (n - b * KERNEL_BLOCK) * sizeof(float));
+        x86_quantize_block(tail, q + b * KERNEL_BLOCK, scale + b, sum + b);
+    }
+}
+
+static void x86_silu_mul(const float *gate, const float *up, size_t n, float *out)
+{
+    const __m256 one = _mm256_set1_ps(1.0f);
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 g = _mm256_loadu_ps(gate + i);
+        __m256 s = _mm256_div_ps(g, _mm256_add_ps(one, x86_exp(_mm256_xor_ps(g, sign))));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(s, _mm256_loadu_ps(up + i)));
+    }
+    for (; i < n; i++)
+        out[i] = gate[i] / (1.0f + lane_exp(-gate[i])) * up[i];
+}
+
+static void x86_rope(float *x, const float *cos, const float *sin, size_t half)
+{
+    size_t i = 0;
+    for (; i + 8 <= half; i += 8) {
+        __m256 a = _mm256_loadu_ps(x + i);
+        __m256 b = _mm256_loadu_ps(x + i + half);
+        __m256 c = _mm256_loadu_ps(cos + i);
+        __m256 s = _mm256_loadu_ps(sin + i);
+        _mm256_storeu_ps(x + i, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+        _mm256_storeu_ps(x + i + half, _mm256_fmadd_ps(a, s, _mm256_mul_ps(b, c)));
+    }
+    for (; i < half; i++) {
+        float a = x[i];
+        float b = x[i + half];
+        x[i] = fmaf(a, cos[i], -(b * sin[i]));
+        x[i + half] = fmaf(a, sin[i], b * cos[i]);
+    }
+}
+
+static void x86_half_to_float(const uint16_t *src, size_t n, float *dst)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
+    for (; i < n; i++)
+        dst[i] = half_to_float(src[i]);
+}
+
+static void x86_float_to_half(const float *src, size_t n, uint16_t *dst)
+{
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(dst + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(src + i),
+                                         _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    for (; i < n; i++)
+        dst[i] = float_to_half(src[i]);
+}
+
+/* Scores of 32 keys for n queries at once: n * 4 independent chains hide the latency of fma. */
+static inline __attribute__((always_inline)) void
+x86_page_scores(const struct attend_page *a, const float *q, const int n, __m256 scores[][4])
+{
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < 4; v++)
+            scores[j][v] = _mm256_setzero_ps();
+    for (size_t d = 0; d < a->head_dim; d++) {
+        const float *keys = a->keys + d * KERNEL_PAGE_TOKENS;
+        for (int j = 0; j < n; j++) {
+            __m256 x = _mm256_set1_ps(q[(size_t)j * a->q_stride + d]);
+            for (int v = 0; v < 4; v++)
+                scores[j][v] = _mm256_fmadd_ps(x, _mm256_loadu_ps(keys + 8 * v), scores[j][v]);
+        }
+    }
+}
+
+/* acc[0..n) of one block of head_dim, kept in registers while the values pass. */
+static inline __attribute__((always_inline)) void x86_add_values(const struct attend_page *a,
+                                                                 const float *p, size_t n_keys,
+                                                                 float correction, float *acc,
+                                                                 size_t d, const int n_vectors)
+{
+    __m256 sum[8];
+    for (int v = 0; v < n_vectors; v++)
+        sum[v] = _mm256_mul_ps(_mm256_loadu_ps(acc + d + 8 * v), _mm256_set1_ps(correction));
+    for (size_t t = 0; t < n_keys; t++) {
+        __m256 weight = _mm256_set1_ps(p[t]);
+        const float *values = a->values + t * a->head_dim + d;
+        for (int v = 0; v < n_vectors; v++)
+            sum[v] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + 8 * v), sum[v]);
+    }
+    for (int v = 0; v < n_vectors; v++)
+        _mm256_storeu_ps(acc + d + 8 * v, sum[v]);
+}
+
+static void x86_attend_one(const struct attend_page *a, size_t i, const __m256 scores[4])
+{
+    float *state = a->state + i * ATTEND_STATE(a->head_dim);
+    float *acc = state + 2;
+    size_t n_keys = a->n_keys[i];
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256 minus_inf = _mm256_set1_ps(-INFINITY);
+    __m256 masked[4];
+    __m256 in_range[4];
+    __m256 max8 = _mm256_set1_ps(state[0]);
+
+    for (int v = 0; v < 4; v++) {
+        __m256i limit = _mm256_set1_epi32((int)n_keys - 8 * v);
+        in_range[v] = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, index));
+        masked[v] = _mm256_blendv_ps(minus_inf, scores[v], in_range[v]);
+        max8 = _mm256_max_ps(masked[v], max8);
+    }
+    float max = x86_fold_max(max8);
+
+    float p[KERNEL_PAGE_TOKENS];
+    __m256 lanes = _mm256_setzero_ps();
+    for (int v = 0; v < 4; v++) {
+        __m256 e = x86_exp(_mm256_sub_ps(masked[v], _mm256_set1_ps(max)));
+        e = _mm256_and_ps(e, in_range[v]);
+        lanes = _mm256_add_ps(lanes, e);
+        _mm256_storeu_ps(p + 8 * v, e);
+    }
+    float correction = lane_exp(state[0] - max);
+    state[1] = fmaf(state[1], correction, x86_fold(lanes));
+    state[0] = max;
+
+    size_t d = 0;
+    for (; d + 64 <= a->head_dim; d += 64)
+        x86_add_values(a, p, n_keys, correction, acc, d, 8);
+    for (; d + 8 <= a->head_dim; d += 8)
+        x86_add_values(a, p, n_keys, correction, acc, d, 1);
+    for (; d < a->head_dim; d++) {
+        acc[d] *= correction;
+        for (size_t t = 0; t < n_keys; t++)
+            acc[d] = fmaf(p[t], a->values[t * a->head_dim + d], acc[d]);
+    }
+}
+
+static void x86_attend(const struct attend_page *a)
+{
+    __m256 scores[2][4];
+    size_t i = 0;
+    for (; i + 2 <= a->n_q; i += 2) {
+        x86_page_scores(a, a->q + i * a->q_stride, 2, scores);
+        for (size_t j = 0; j < 2; j++)
+            if (a->n_keys[i + j])
+                x86_attend_one(a, i + j, scores[j]);
+    }
+    if (i < a->n_q && a->n_keys[i]) {
+        x86_page_scores(a, a->q + i * a->q_stride, 1, scores);
+        x86_attend_one(a, i, scores[0]);
+    }
+}
+
+#endif

@@ -1,0 +1,302 @@
+/* From a model file to packed weights. See model.h. */
+#include "engine/model/model.h"
+
+#include "engine/base/mem.h"
+#include "engine/model/pack.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Name pieces in GGUF's order; %u is the layer. */
+static const struct tensor *layer_tensor(const struct model *model, uint32_t l, const char *what)
+{
+    char name[64];
+    snprintf(name, sizeof(name), "blk.%u.%s", l, what);
+    return model_file_tensor(model->file, name);
+}
+
+static uint32_t round_up(uint32_t n, uint32_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+/* A head's row `i` in packed order is the file's row: interleaved files have the pair (2j, 2j+1)
+ * where we have (j, j + rope_dim/2). Elements past rope_dim stay in place. */
+static uint32_t file_row(const struct model_params *p, uint32_t i)
+{
+    if (p->rope_pairs == ROPE_HALVES || i >= p->rope_dim)
+        return i;
+    uint32_t half = p->rope_dim / 2;
+    return i < half ? 2 * i : 2 * (i - half) + 1;
+}
+
+/* Copies a float vector; order: the packed order of a head's elements. */
+static float *load_vector(const struct tensor *t, uint64_t n)
+{
+    float *v = mem_array(n, sizeof(float));
+    if (v)
+        tensor_dequantize(t->type, t->data, n, v);
+    return v;
+}
+
+static float *load_head_vector(const struct model_params *p, const struct tensor *t)
+{
+    float *v = load_vector(t, p->head_dim);
+    float sorted[MODEL_MAX_HEAD_DIM];
+    if (!v)
+        return NULL;
+    for (uint32_t i = 0; i < p->head_dim; i++)
+        sorted[i] = v[file_row(p, i)];
+    memcpy(v, sorted, p->head_dim * sizeof(float));
+    return v;
+}
+
+static enum matrix_type choose_type(const struct model *model, const struct row_source *rows,
+                                    uint32_t n_rows, uint32_t n_in)
+{
+    if (model->weights == MODEL_WEIGHTS_F32)
+        return MATRIX_F32;
+    if (model->weights == MODEL_WEIGHTS_Q8 || n_in % KERNEL_BLOCK)
+        return MATRIX_Q8;
+    for (uint32_t r = 0; r < n_rows; r++)
+        if (rows[r].tensor && rows[r].tensor->type != TENSOR_Q4_0 &&
+            rows[r].tensor->type != TENSOR_Q4_1)
+            return MATRIX_Q8;
+    return MATRIX_Q4;
+}
+
+static int pack(struct model *model, const struct row_source *rows, uint32_t n_rows, uint32_t n_in,
+                struct matrix *ret_matrix, struct error *err)
+{
+    int rc =
+        matrix_pack(choose_type(model, rows, n_rows, n_in), rows, n_rows, n_in, ret_matrix, err);
+    if (rc == 0)
+        model->packed_bytes += matrix_bytes(ret_matrix);
+    return rc;
+}
+
+/* All rows of one tensor in the file's order. */
+static int pack_plain(struct model *model, const struct tensor *t, struct row_source *rows,
+                      struct matrix *ret_matrix, struct error *err)
+{
+    uint32_t n_rows = round_up((uint32_t)t->dims[1], KERNEL_TILE);
+    for (uint32_t r = 0; r < n_rows; r++)
+        rows[r] = (struct row_source){r < t->dims[1] ? t : NULL, r};
+    return pack(model, rows, n_rows, (uint32_t)t->dims[0], ret_matrix, err);
+}
+
+/* Head h of q, k or v to rows[head_pad]. v is not rotated, so its order is the file's. */
+static void head_rows(const struct model *model, const struct tensor *t, uint32_t h, bool rotated,
+                      struct row_source *rows)
+{
+    const struct model_params *p = &model->params;
+    for (uint32_t i = 0; i < model->head_pad; i++) {
+        uint32_t row = rotated ? file_row(p, i) : i;
+        rows[i] = (struct row_source){i < p->head_dim ? t : NULL, (uint64_t)h * p->head_dim + row};
+    }
+}
+
+/* The q, k and v heads one after another: calls head_rows for each. */
+static uint32_t qkv_rows(const struct model *model, const struct tensor *q, const struct tensor *k,
+                         const struct tensor *v, struct row_source *rows)
+{
+    const struct model_params *p = &model->params;
+    uint32_t n = 0;
+    for (uint32_t h = 0; h < p->n_heads; h++, n += model->head_pad)
+        head_rows(model, q, h, true, rows + n);
+    for (uint32_t h = 0; h < p->n_kv_heads; h++, n += model->head_pad)
+        head_rows(model, k, h, true, rows + n);
+    for (uint32_t h = 0; h < p->n_kv_heads; h++, n += model->head_pad)
+        head_rows(model, v, h, false, rows + n);
+    return n;
+}
+
+/* Biases in the order of the packed qkv rows. */
+static float *load_qkv_bias(const struct model *model, uint32_t l, struct row_source *rows)
+{
+    const struct tensor *q = layer_tensor(model, l, "attn_q.bias");
+    const struct tensor *k = layer_tensor(model, l, "attn_k.bias");
+    const struct tensor *v = layer_tensor(model, l, "attn_v.bias");
+    uint32_t n = qkv_rows(model, q, k, v, rows);
+    float *bias = mem_calloc(n, sizeof(float));
+    const struct tensor *sources[3] = {q, k, v};
+
+    for (int s = 0; s < 3 && bias; s++) {
+        _cleanup_mem_ float *values = load_vector(sources[s], sources[s]->dims[0]);
+        for (uint32_t r = 0; r < n && values; r++)
+            if (rows[r].tensor == sources[s])
+                bias[r] = values[rows[r].index];
+        if (!values) {
+            mem_free(bias);
+            bias = NULL;
+        }
+    }
+    return bias;
+}
+
+static int open_layer_vectors(struct model *model, uint32_t l, struct row_source *rows,
+                              struct error *err)
+{
+    const struct model_params *p = &model->params;
+    struct layer *layer = &model->layers[l];
+
+    layer->attn_norm = load_vector(layer_tensor(model, l, "attn_norm.weight"), p->hidden);
+    layer->mlp_norm = load_vector(layer_tensor(model, l, "ffn_norm.weight"), p->hidden);
+    bool ok = layer->attn_norm && layer->mlp_norm;
+    if (p->has_qk_norm) {
+        layer->q_norm = load_head_vector(p, layer_tensor(model, l, "attn_q_norm.weight"));
+        layer->k_norm = load_head_vector(p, layer_tensor(model, l, "attn_k_norm.weight"));
+        ok = ok && layer->q_norm && layer->k_norm;
+    }
+    if (p->has_qkv_bias) {
+        layer->qkv_bias = load_qkv_bias(model, l, rows);
+        ok = ok && layer->qkv_bias;
+    }
+    return ok ? 0 : error_memory(err, "layer vectors", p->hidden);
+}
+
+static int open_layer(struct model *model, uint32_t l, struct row_source *rows, struct error *err)
+{
+    const struct model_params *p = &model->params;
+    struct layer *layer = &model->layers[l];
+    const struct tensor *gate = layer_tensor(model, l, "ffn_gate.weight");
+    const struct tensor *up = layer_tensor(model, l, "ffn_up.weight");
+    int rc = open_layer_vectors(model, l, rows, err);
+    if (rc)
+        return rc;
+
+    uint32_t n = qkv_rows(model, layer_tensor(model, l, "attn_q.weight"),
+                          layer_tensor(model, l, "attn_k.weight"),
+                          layer_tensor(model, l, "attn_v.weight"), rows);
+    rc = pack(model, rows, n, p->hidden, &layer->qkv, err);
+    if (rc == 0)
+        rc = pack_plain(model, layer_tensor(model, l, "attn_output.weight"), rows, &layer->o, err);
+    if (rc)
+        return rc;
+
+    n = 0;
+    for (uint32_t begin = 0; begin < p->mlp; begin += KERNEL_TILE)
+        for (int s = 0; s < 2; s++)
+            for (uint32_t i = begin; i < begin + KERNEL_TILE; i++)
+                rows[n++] = (struct row_source){i < p->mlp ? (s ? up : gate) : NULL, i};
+    rc = pack(model, rows, n, p->hidden, &layer->gate_up, err);
+    if (rc == 0)
+        rc = pack_plain(model, layer_tensor(model, l, "ffn_down.weight"), rows, &layer->down, err);
+    return rc;
+}
+
+static int open_rope(struct model *model, struct error *err)
+{
+    const struct model_params *p = &model->params;
+    size_t half = p->rope_dim / 2;
+    size_t n;
+
+    if (!mem_mul(model->n_positions, half, &n))
+        return error_memory(err, "RoPE tables", model->n_positions);
+    model->rope_cos = mem_array(n, sizeof(float));
+    model->rope_sin = mem_array(n, sizeof(float));
+    if (!model->rope_cos || !model->rope_sin)
+        return error_memory(err, "RoPE tables", 2 * n * sizeof(float));
+    for (size_t pos = 0; pos < model->n_positions; pos++) {
+        for (size_t i = 0; i < half; i++) {
+            double angle = (double)pos * (double)p->rope_inv_freq[i];
+            model->rope_cos[pos * half + i] = (float)cos(angle);
+            model->rope_sin[pos * half + i] = (float)sin(angle);
+        }
+    }
+    return 0;
+}
+
+static int open_all(struct model *model, model_progress_fn *progress, void *user, struct error *err)
+{
+    const struct model_params *p = &model->params;
+    uint32_t most_rows = (p->n_heads + 2 * p->n_kv_heads) * model->head_pad;
+    const uint32_t others[] = {p->hidden, 2 * round_up(p->mlp, KERNEL_TILE), p->vocab_size};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        most_rows = most_rows > others[i] ? most_rows : others[i];
+    _cleanup_mem_ struct row_source *rows =
+        mem_array(round_up(most_rows, KERNEL_TILE), sizeof(*rows));
+    model->layers = mem_calloc(p->n_layers, sizeof(*model->layers));
+    model->output_norm =
+        load_vector(model_file_tensor(model->file, "output_norm.weight"), p->hidden);
+    if (!rows || !model->layers || !model->output_norm)
+        return error_memory(err, "model tables", most_rows * sizeof(*rows));
+
+    model->embedding = model_file_tensor(model->file, "token_embd.weight");
+    int rc = open_rope(model, err);
+    for (uint32_t l = 0; l < p->n_layers && rc == 0; l++) {
+        if (progress)
+            progress(user, (double)l / (p->n_layers + 1));
+        rc = open_layer(model, l, rows, err);
+    }
+    if (rc == 0)
+        rc = pack_plain(
+            model, p->tied ? model->embedding : model_file_tensor(model->file, "output.weight"),
+            rows, &model->head, err);
+    model->step_bytes = model->packed_bytes;
+    if (rc == 0 && progress)
+        progress(user, 1);
+    return rc;
+}
+
+int model_open(struct model_file *file, enum model_weights weights, uint32_t n_positions,
+               model_progress_fn *progress, void *user, struct model **ret_model, struct error *err)
+{
+    struct model *model = mem_calloc(1, sizeof(*model));
+    if (!model) {
+        model_file_close(file);
+        return error_memory(err, "model", sizeof(*model));
+    }
+    model->file = file;
+    model->params = *model_file_params(file);
+    model->weights = weights;
+    model->quantized = weights != MODEL_WEIGHTS_F32;
+    model->head_pad = round_up(model->params.head_dim, KERNEL_TILE);
+    model->n_positions = n_positions;
+
+    int rc = open_all(model, progress, user, err);
+    if (rc) {
+        error_prefix(err, "%s", model_file_path(file));
+        model_close(model);
+        return rc;
+    }
+    *ret_model = model;
+    return 0;
+}
+
+static void close_layer(struct layer *layer)
+{
+    mem_free(layer->attn_norm);
+    mem_free(layer->mlp_norm);
+    mem_free(layer->q_norm);
+    mem_free(layer->k_norm);
+    mem_free(layer->qkv_bias);
+    matrix_free(&layer->qkv);
+    matrix_free(&layer->o);
+    matrix_free(&layer->gate_up);
+    matrix_free(&layer->down);
+}
+
+void model_close(struct model *model)
+{
+    if (!model)
+        return;
+    for (uint32_t l = 0; model->layers && l < model->params.n_layers; l++)
+        close_layer(&model->layers[l]);
+    mem_free(model->layers);
+    mem_free(model->output_norm);
+    matrix_free(&model->head);
+    mem_free(model->rope_cos);
+    mem_free(model->rope_sin);
+    model_file_close(model->file);
+    mem_free(model);
+}
+
+void model_embed(const struct model *model, int32_t token, float *out)
+{
+    const struct tensor *t = model->embedding;
+    size_t row_bytes = t->bytes / t->dims[1];
+    tensor_dequantize(t->type, (const uint8_t *)t->data + (size_t)token * row_bytes,
+                      model->params.hidden, out);
+}

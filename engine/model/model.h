@@ -1,0 +1,76 @@
+/* A model ready to compute: weights packed for the kernels, norms and biases in float, RoPE tables.
+ * Immutable after model_open, shared by all threads. The mapped file stays open: embedding rows are
+ * read from it.
+ *
+ * Row order of the packed products (each a multiple of KERNEL_TILE rows, zero rows fill up):
+ *   qkv      per head, head_pad rows each: q heads, then k heads, then v heads; within a head
+ * RoPE's pairs are always (i, i + rope_dim/2), whatever the file's order o        hidden rows; its
+ * input is per head head_dim columns gate_up  alternately 16 gate rows and 16 up rows down hidden
+ * rows head     vocabulary rows */
+#ifndef OVERFILL_ENGINE_MODEL_MODEL_H
+#define OVERFILL_ENGINE_MODEL_MODEL_H
+
+#include "engine/base/error.h"
+#include "engine/kernels/kernels.h"
+#include "engine/model/model_file.h"
+
+enum matrix_type {
+    MATRIX_F32, /* [n_rows][n_in] float */
+    MATRIX_Q8,  /* kernels.h: tiles of int8 */
+    MATRIX_Q4,  /* kernels.h: tiles of nibbles with scale and min */
+};
+
+struct matrix {
+    enum matrix_type type;
+    uint32_t n_rows; /* a multiple of KERNEL_TILE */
+    uint32_t n_in;
+    uint32_t n_blocks; /* ceil(n_in / KERNEL_BLOCK) */
+    size_t tile_bytes; /* of KERNEL_TILE rows */
+    uint8_t *data;     /* 64-byte aligned */
+};
+
+struct layer {
+    float *attn_norm; /* [hidden] */
+    float *mlp_norm;  /* [hidden] */
+    float *q_norm;    /* [head_dim] or NULL, in the packed order */
+    float *k_norm;    /* [head_dim] or NULL */
+    float *qkv_bias;  /* [qkv.n_rows] or NULL */
+    struct matrix qkv, o, gate_up, down;
+};
+
+/* How the matrices are kept. */
+enum model_weights {
+    MODEL_WEIGHTS_AUTO, /* Q4_0 and Q4_1 as Q4, everything else as Q8 */
+    MODEL_WEIGHTS_Q8,
+    MODEL_WEIGHTS_F32,
+};
+
+struct model {
+    struct model_file *file; /* owned */
+    struct model_params params;
+    enum model_weights weights;
+    bool quantized;    /* the products take quantised activations (weights is not F32) */
+    uint32_t head_pad; /* head_dim rounded up to KERNEL_TILE */
+    struct layer *layers;
+    float *output_norm;
+    struct matrix head;
+    const struct tensor *embedding;
+    uint32_t n_positions; /* rows of the RoPE tables */
+    float *rope_cos;      /* [n_positions][rope_dim / 2] */
+    float *rope_sin;
+    size_t packed_bytes; /* all matrices */
+    size_t step_bytes;   /* what one forward step reads of them: everything but the embedding */
+};
+
+typedef void model_progress_fn(void *user, double share);
+
+/* Takes the file over, also on failure. n_positions: the longest context in tokens. */
+int model_open(struct model_file *file, enum model_weights weights, uint32_t n_positions,
+               model_progress_fn *progress, void *user, struct model **ret_model,
+               struct error *err);
+void model_close(struct model *model); /* NULL is fine */
+
+/* Row `token` of the embedding in float to out[hidden]. token < vocab_size. */
+void model_embed(const struct model *model, int32_t token, float *out);
+
+#endif

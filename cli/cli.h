@@ -19,6 +19,8 @@ enum cli_exit {
     CLI_HELP_SHOWN = -1, /* cli_parse only: the help was printed, leave with CLI_DONE */
 };
 
+struct engine_options;
+
 /* argv[0] is the subcommand's name. Each returns the process's exit code. */
 int cli_serve(int argc, char **argv);
 int cli_generate(int argc, char **argv);
@@ -70,6 +72,9 @@ int cli_parse(const struct cli_command *command, int argc, char **argv);
 /* "overfill NAME: MESSAGE" on stderr; returns the code, so that a command can return it. */
 __attribute__((format(printf, 3, 4))) int cli_fail(const char *command, int code, const char *fmt,
                                                    ...);
+
+/* What the settings ask of the engine; the result points into them. */
+void cli_engine_options(const struct settings *settings, struct engine_options *ret_options);
 
 /* JSON text of a string, quotes included. Bytes that are no UTF-8 become U+FFFD. */
 void cli_json_string(struct buf *out, const char *text, size_t len);

@@ -323,6 +323,23 @@ void settings_print(const struct settings *settings, struct buf *out)
     }
 }
 
+#define HELP_COLUMN 32
+#define HELP_WIDTH 66
+
+void settings_help_line(const char *flag, const char *text, struct buf *out)
+{
+    const char *space;
+
+    buf_printf(out, "  %-*s", HELP_COLUMN - 2, flag);
+    if (strlen(flag) >= HELP_COLUMN - 2)
+        buf_printf(out, "\n%*s", HELP_COLUMN, "");
+    while (strlen(text) > HELP_WIDTH && (space = memrchr(text, ' ', HELP_WIDTH + 1))) {
+        buf_printf(out, "%.*s\n%*s", (int)(space - text), text, HELP_COLUMN, "");
+        text = space + 1;
+    }
+    buf_printf(out, "%s\n", text);
+}
+
 void settings_help(unsigned scope, struct buf *out)
 {
     size_t n_keys;
@@ -331,13 +348,18 @@ void settings_help(unsigned scope, struct buf *out)
 
     for (size_t i = 0; i < n_keys; i++) {
         _cleanup_buf_ struct buf flag = {0};
+        _cleanup_buf_ struct buf text = {0};
         if (!(keys[i].scope & scope) || !settings_environment_name(&keys[i], name, sizeof(name)))
             continue;
         buf_printf(&flag, "--%s %s", keys[i].name,
                    keys[i].type == SETTING_CHOICE ? keys[i].choices : keys[i].unit);
-        buf_printf(out, "  %-30s %s", flag.data ? flag.data : "", keys[i].help);
+        buf_append_str(&text, keys[i].help);
         if (*keys[i].preset)
-            buf_printf(out, " [default %s]", keys[i].preset);
-        buf_printf(out, " [%s]\n", name);
+            buf_printf(&text, " [default %s]", keys[i].preset);
+        buf_printf(&text, " [%s]", name);
+        if (flag.failed || text.failed)
+            out->failed = true;
+        else
+            settings_help_line(flag.data, text.data, out);
     }
 }

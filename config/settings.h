@@ -113,5 +113,7 @@ void settings_value_text(const struct settings *settings, const struct setting_k
 void settings_print(const struct settings *settings, struct buf *out);
 /* The help of the keys of these scopes, a line or more each. */
 void settings_help(unsigned scope, struct buf *out);
+/* One option of a help text: the flag, then the text, wrapped in a column beside it. */
+void settings_help_line(const char *flag, const char *text, struct buf *out);
 
 #endif

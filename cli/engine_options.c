@@ -1,0 +1,35 @@
+/* From settings to what engine_open takes. */
+#include "cli/cli.h"
+#include "engine/engine.h"
+
+#include <string.h>
+
+static const char *none_if_empty(const char *text)
+{
+    return *text ? text : NULL;
+}
+
+void cli_engine_options(const struct settings *settings, struct engine_options *ret_options)
+{
+    int mode = decode_mode_from_name(settings->decode); /* "auto" is none of its names */
+
+    *ret_options = (struct engine_options){
+        .model_path = settings->model,
+        .pruned_path = none_if_empty(settings->pruned),
+        .model_id = none_if_empty(settings->model_id),
+        .chat_template = none_if_empty(settings->chat_template),
+        .decode = mode < 0 ? DECODE_DEFAULT : (enum decode_mode)mode,
+        .weights = strcmp(settings->weights, "f32") == 0  ? WEIGHT_F32
+                   : strcmp(settings->weights, "q8") == 0 ? WEIGHT_Q8
+                                                          : WEIGHT_AUTO,
+        .kv_type = strcmp(settings->kv_type, "f32") == 0 ? KV_F32 : KV_F16,
+        .context = settings->context,
+        .kv_bytes = settings->kv_memory,
+        .prefill_threads = settings->prefill_threads,
+        .decode_threads = settings->decode_threads,
+        .max_sequences = settings->max_sequences,
+        .max_queue = settings->max_queue,
+        .max_queue_tokens = settings->max_queue_tokens,
+        .prefill_chunk_ms = settings->prefill_chunk_ms,
+    };
+}

@@ -1,0 +1,204 @@
+/* overfill serve: settings to server and engine. The engine opens on a thread of its own, so that
+ * the socket answers (503) while weights are packed. */
+#include "cli/cli.h"
+#include "engine/base/log.h"
+#include "engine/base/mem.h"
+#include "engine/engine.h"
+#include "server/server.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_API_KEYS 256
+
+struct loader {
+    pthread_t thread;
+    const struct settings *settings;
+    struct server *server;
+    struct engine *engine; /* written by the loader thread, read after it was joined */
+    struct cli_progress progress;
+    bool is_terminal;
+};
+
+static void show_progress(void *user, const char *what, double share)
+{
+    struct loader *loader = user;
+
+    server_progress(loader->server, what, share);
+    if (loader->is_terminal)
+        cli_progress_show(&loader->progress, what, share);
+}
+
+static void append_url(struct buf *out, const struct loader *loader)
+{
+    const char *host = loader->settings->host;
+
+    buf_printf(out, strchr(host, ':') ? "http://[%s]:%u" : "http://%s:%u", host,
+               (unsigned)server_port(loader->server));
+}
+
+/* One line with what was chosen: what an operator asks for first when something is slow. */
+static void announce(const struct loader *loader)
+{
+    _cleanup_buf_ struct buf line = {0};
+    struct engine_info info;
+    struct engine_stats stats;
+
+    engine_get_info(loader->engine, &info);
+    engine_get_stats(loader->engine, &stats);
+    double kv_bytes = (double)stats.kv_pages_total * (double)stats.kv_page_bytes;
+    append_url(&line, loader);
+    buf_printf(&line, ": %s (%.1f M parameters, %.0f MiB)", info.model_id,
+               (double)info.n_params / 1e6, (double)info.model_bytes / 1048576);
+    if (info.pruned_path)
+        buf_printf(&line, ", twin %s (%.1f M parameters, %.0f MiB)", info.pruned_path,
+                   (double)info.n_params_pruned / 1e6, (double)info.pruned_bytes / 1048576);
+    else
+        buf_append_str(&line, ", no twin");
+    buf_printf(&line,
+               ", decode %s, kernels %s, %u prefill and %u decode threads, context %u tokens, "
+               "KV memory %.0f MiB (%.0f tokens)",
+               decode_mode_name(info.decode), info.kernels, info.prefill_threads,
+               info.decode_threads, info.context, kv_bytes / 1048576,
+               info.kv_bytes_per_token ? kv_bytes / (double)info.kv_bytes_per_token : 0);
+    if (!line.failed)
+        log_info("ready on %s", line.data);
+}
+
+static void *load(void *arg)
+{
+    struct loader *loader = arg;
+    struct engine_options options;
+    struct error err;
+
+    cli_engine_options(loader->settings, &options);
+    options.wake = server_wake;
+    options.wake_user = loader->server;
+    options.progress = show_progress;
+    options.progress_user = loader;
+    int status = engine_open(&options, &loader->engine, &err);
+    cli_progress_done(&loader->progress);
+    if (status < 0) {
+        server_fail(loader->server, &err);
+        return NULL;
+    }
+    announce(loader);
+    server_set_engine(loader->server, loader->engine);
+    return NULL;
+}
+
+/* Cuts `text` at its commas; blanks around a key and empty keys do not count. */
+static int split_keys(char *text, const char **keys, size_t *ret_n)
+{
+    size_t n = 0;
+    char *rest = NULL;
+
+    for (char *key = strtok_r(text, ", \t", &rest); key; key = strtok_r(NULL, ", \t", &rest)) {
+        if (n == MAX_API_KEYS)
+            return -1;
+        keys[n++] = key;
+    }
+    *ret_n = n;
+    return 0;
+}
+
+static int open_server(const struct settings *settings, struct server **ret_server,
+                       struct error *err)
+{
+    const char *keys[MAX_API_KEYS];
+    struct server_options options = SERVER_DEFAULTS;
+    _cleanup_mem_ char *key_text = mem_strdup(settings->api_keys);
+
+    if (!key_text)
+        return error_memory(err, "api-keys", strlen(settings->api_keys));
+    if (split_keys(key_text, keys, &options.n_api_keys) < 0)
+        return error_set(err, ERROR_INVALID, "api-keys: at most %d keys", MAX_API_KEYS);
+    options.api_keys = keys;
+    options.host = settings->host;
+    options.port = (uint16_t)settings->port;
+    options.max_body_bytes = settings->max_body;
+    options.max_bodies_bytes = settings->max_bodies;
+    options.max_connections = settings->max_connections;
+    options.idle_seconds = settings->idle_seconds;
+    options.ping_seconds = settings->ping_seconds;
+    options.drain_seconds = settings->drain_seconds;
+    options.stall_seconds = settings->stall_seconds;
+    options.handle_signals = true;
+    return server_open(&options, ret_server, err);
+}
+
+static int run(const struct settings *settings, struct error *err)
+{
+    struct loader loader = {.settings = settings, .is_terminal = isatty(STDERR_FILENO)};
+    int status = open_server(settings, &loader.server, err);
+
+    if (status < 0)
+        return status;
+    log_info("listening on %s port %u, loading %s", settings->host,
+             (unsigned)server_port(loader.server), settings->model);
+    int refused = pthread_create(&loader.thread, NULL, load, &loader);
+    if (refused) {
+        server_close(loader.server);
+        return error_set(err, ERROR_IO, "loader thread: %s", strerror(refused));
+    }
+    status = server_run(loader.server, err);
+    pthread_join(loader.thread, NULL);
+    engine_close(loader.engine);
+    server_close(loader.server);
+    return status;
+}
+
+static int print_config(const struct settings *settings)
+{
+    _cleanup_buf_ struct buf out = {0};
+
+    settings_print(settings, &out);
+    if (out.failed)
+        return cli_fail("serve", CLI_FAILED, "out of memory: settings");
+    fputs(out.data, stdout);
+    return CLI_DONE;
+}
+
+static int serve(struct settings *settings, int argc, char **argv)
+{
+    bool only_print = false;
+    const struct cli_option options[] = {
+        {"print-config", CLI_SWITCH, &only_print, NULL,
+         "print every setting with where it came from, and end"},
+    };
+    const struct cli_command command = {
+        .name = "serve",
+        .synopsis = "overfill serve --model FILE [--pruned FILE] [options]",
+        .summary = "Answers OpenAI API requests over HTTP until SIGTERM or SIGINT.",
+        .options = options,
+        .n_options = sizeof(options) / sizeof(options[0]),
+        .settings = settings,
+        .scope = SETTING_ENGINE | SETTING_SERVE,
+    };
+    struct error err;
+    int status = cli_parse(&command, argc, argv);
+
+    if (status != CLI_DONE)
+        return status == CLI_HELP_SHOWN ? CLI_DONE : status;
+    if (only_print)
+        return print_config(settings);
+    if (!*settings->model)
+        return cli_fail("serve", CLI_WRONG_CALL, "--model: a model file is required");
+    log_set_level((enum log_level)log_level_from_name(settings->log_level));
+    if (run(settings, &err) < 0)
+        return cli_fail("serve", CLI_FAILED, "%s", err.message);
+    return CLI_DONE;
+}
+
+int cli_serve(int argc, char **argv)
+{
+    struct settings settings;
+    struct error err;
+    int code = settings_init(&settings, &err) < 0 ? cli_fail("serve", CLI_FAILED, "%s", err.message)
+                                                  : serve(&settings, argc, argv);
+
+    settings_free(&settings);
+    return code;
+}

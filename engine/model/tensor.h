@@ -4,6 +4,7 @@
 #define OVERFILL_ENGINE_MODEL_TENSOR_H
 
 #include "engine/base/error.h"
+#include "engine/base/half.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -36,23 +37,19 @@ struct tensor {
     size_t bytes;
 };
 
-bool tensor_type_is_known(uint32_t type);                 /* readable by this program */
-const char *tensor_type_name(uint32_t type);              /* "Q8_0"; "type 99" style for unknown */
-int tensor_type_from_name(const char *name);              /* any case; -1 if unknown */
-uint32_t tensor_block_elements(enum tensor_type type);    /* 1, 32 or 256 */
+bool tensor_type_is_known(uint32_t type);              /* readable by this program */
+const char *tensor_type_name(uint32_t type);           /* "Q8_0"; "unknown" */
+int tensor_type_from_name(const char *name);           /* any case; -1 if unknown */
+uint32_t tensor_block_elements(enum tensor_type type); /* 1, 32 or 256 */
 uint32_t tensor_block_bytes(enum tensor_type type);
 /* Bytes of `n` elements; n must be a multiple of the block. false on overflow or a broken block. */
 bool tensor_type_bytes(enum tensor_type type, uint64_t n, size_t *ret_bytes);
 
 /* n elements (a multiple of the block) from src to dst[n]. */
 void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *dst);
-/* The same back: F32, F16, BF16, Q8_0, Q4_0, Q4_1. ERROR_UNSUPPORTED for the others. */
+/* The same back: F32, F16, BF16, Q8_0, Q4_0, Q4_1. ERROR_UNSUPPORTED for the others. A value that
+ * a block type cannot hold (not finite, over 65504) is ERROR_INVALID. */
 int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst,
                     struct error *err);
-
-float half_to_float(uint16_t h);
-uint16_t float_to_half(float f); /* round to nearest even */
-float bfloat_to_float(uint16_t b);
-uint16_t float_to_bfloat(float f); /* round to nearest even */
 
 #endif

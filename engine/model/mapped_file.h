@@ -1,0 +1,21 @@
+/* A whole file mapped read-only. Not here: what its bytes mean (gguf.h, safetensors.h).
+ * Immutable after open, any thread may read; a file that someone cuts short while it is mapped
+ * raises SIGBUS in the reader, as with every mmap. */
+#ifndef OVERFILL_ENGINE_MODEL_MAPPED_FILE_H
+#define OVERFILL_ENGINE_MODEL_MAPPED_FILE_H
+
+#include "engine/base/error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct mapped_file {
+    const uint8_t *data; /* NULL for an empty file */
+    size_t bytes;
+};
+
+/* The message does not repeat the path: the caller puts it in front. */
+int mapped_file_open(const char *path, struct mapped_file *ret_map, struct error *err);
+void mapped_file_close(struct mapped_file *map); /* also of a zeroed struct */
+
+#endif

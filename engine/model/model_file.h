@@ -46,6 +46,7 @@ struct model_params {
     bool has_qk_norm;       /* RMSNorm over head_dim of q and k before RoPE (qwen3) */
 };
 
+struct gguf_file;
 struct model_file;
 
 /* path: a .gguf file or a folder. Logs nothing. */
@@ -55,6 +56,8 @@ void model_file_close(struct model_file *file); /* NULL is fine */
 const char *model_file_path(const struct model_file *file);
 const struct model_params *model_file_params(const struct model_file *file);
 const struct vocab *model_file_vocab(const struct model_file *file);
+/* The GGUF file behind it, for its metadata (gguf.h); NULL for a folder. */
+const struct gguf_file *model_file_gguf(const struct model_file *file);
 size_t model_file_bytes(const struct model_file *file);    /* on disk */
 uint64_t model_file_n_params(const struct model_file *file); /* elements of all tensors */
 /* FNV-1a 64 over parameters, tensor table and a sample of every tensor's bytes: tells files apart

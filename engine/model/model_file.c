@@ -1,0 +1,258 @@
+/* Opening a model file of either kind, looking things up in it, comparing two. See model_file.h. */
+#include "engine/model/model_file.h"
+
+#include "engine/base/mem.h"
+#include "engine/model/model_file_internal.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static int open_gguf(struct model_file *file, struct error *err)
+{
+    int rc = gguf_open(file->path, &file->gguf, err);
+    if (rc)
+        return rc;
+    rc = gguf_read_params(file->gguf, &file->params, &file->scaling, err);
+    if (rc == 0)
+        rc = gguf_read_vocab(file->gguf, &file->vocab, err);
+    if (rc)
+        return error_prefix(err, "%s", file->path);
+    file->params.vocab_size = file->vocab.n_tokens;
+    file->bytes = gguf_bytes(file->gguf);
+    file->n_tensors = gguf_n_tensors(file->gguf);
+    file->tensors = gguf_tensor_at(file->gguf, 0);
+    return 0;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp((*(const struct tensor *const *)a)->name,
+                  (*(const struct tensor *const *)b)->name);
+}
+
+static int index_tensors(struct model_file *file, struct error *err)
+{
+    file->by_name = mem_calloc(file->n_tensors + 1, sizeof(*file->by_name));
+    if (!file->by_name)
+        return error_memory(err, "tensor index", file->n_tensors * sizeof(*file->by_name));
+    for (size_t i = 0; i < file->n_tensors; i++) {
+        const struct tensor *t = &file->tensors[i];
+        file->by_name[i] = t;
+        file->n_params += t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
+    }
+    qsort(file->by_name, file->n_tensors, sizeof(*file->by_name), compare_names);
+    return 0;
+}
+
+/* The last part of the path, for a file that carries no name. */
+static void name_after_path(struct model_file *file)
+{
+    size_t end = strlen(file->path);
+    while (end > 1 && file->path[end - 1] == '/')
+        end--;
+    size_t start = end;
+    while (start > 0 && file->path[start - 1] != '/')
+        start--;
+    snprintf(file->params.name, sizeof(file->params.name), "%.*s", (int)(end - start),
+             file->path + start);
+}
+
+static int open_any(struct model_file *file, struct error *err)
+{
+    struct stat st;
+    bool is_folder = stat(file->path, &st) == 0 && S_ISDIR(st.st_mode);
+    int rc = is_folder ? hf_folder_open(file->path, file, err) : open_gguf(file, err);
+    if (rc)
+        return rc;
+    if (!file->params.name[0])
+        name_after_path(file);
+    rc = index_tensors(file, err);
+    if (rc == 0)
+        rc = model_file_check(file, err);
+    if (rc)
+        error_prefix(err, "%s", file->path);
+    return rc;
+}
+
+int model_file_open(const char *path, struct model_file **ret_file, struct error *err)
+{
+    struct model_file *file = mem_calloc(1, sizeof(*file));
+    if (!file)
+        return error_memory(err, "model file", sizeof(*file));
+    file->path = mem_strdup(path);
+    int rc = file->path ? open_any(file, err) : error_memory(err, "path", strlen(path));
+    if (rc) {
+        model_file_close(file);
+        return rc;
+    }
+    *ret_file = file;
+    return 0;
+}
+
+void model_file_close(struct model_file *file)
+{
+    if (!file)
+        return;
+    vocab_free(&file->vocab);
+    mem_free(file->by_name);
+    gguf_close(file->gguf);
+    hf_folder_close(file->hf);
+    mem_free(file->path);
+    mem_free(file);
+}
+
+const char *model_file_path(const struct model_file *file)
+{
+    return file->path;
+}
+
+const struct model_params *model_file_params(const struct model_file *file)
+{
+    return &file->params;
+}
+
+const struct vocab *model_file_vocab(const struct model_file *file)
+{
+    return &file->vocab;
+}
+
+const struct gguf_file *model_file_gguf(const struct model_file *file)
+{
+    return file->gguf;
+}
+
+size_t model_file_bytes(const struct model_file *file)
+{
+    return file->bytes;
+}
+
+uint64_t model_file_n_params(const struct model_file *file)
+{
+    return file->n_params;
+}
+
+const struct tensor *model_file_tensor(const struct model_file *file, const char *name)
+{
+    struct tensor wanted;
+    const struct tensor *p = &wanted, **found;
+    size_t len = strlen(name);
+    if (len >= sizeof(wanted.name))
+        return NULL;
+    memcpy(wanted.name, name, len + 1);
+    found = bsearch(&p, file->by_name, file->n_tensors, sizeof(p), compare_names);
+    return found ? *found : NULL;
+}
+
+size_t model_file_n_tensors(const struct model_file *file)
+{
+    return file->n_tensors;
+}
+
+const struct tensor *model_file_tensor_at(const struct model_file *file, size_t i)
+{
+    return &file->tensors[i];
+}
+
+#define FNV_OFFSET 0xcbf29ce484222325u
+#define FNV_PRIME 0x100000001b3u
+
+static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes)
+{
+    const uint8_t *p = data;
+    for (size_t i = 0; i < bytes; i++)
+        hash = (hash ^ p[i]) * FNV_PRIME;
+    return hash;
+}
+
+static uint64_t hash_params(uint64_t hash, const struct model_params *p)
+{
+    const uint32_t numbers[] = {p->arch,       p->n_layers,     p->hidden,     p->norm_width,
+                                p->mlp,        p->n_heads,      p->n_kv_heads, p->head_dim,
+                                p->rope_dim,   p->tied,         p->vocab_size, p->context_train,
+                                p->rope_pairs, p->has_qkv_bias, p->has_qk_norm};
+    hash = hash_bytes(hash, numbers, sizeof(numbers));
+    hash = hash_bytes(hash, &p->rms_eps, sizeof(p->rms_eps));
+    return hash_bytes(hash, p->rope_inv_freq, p->rope_dim / 2 * sizeof(float));
+}
+
+/* Name, type, shape, and SAMPLES stretches of the data, evenly spread from its start to its end. */
+static uint64_t hash_tensor(uint64_t hash, const struct tensor *t)
+{
+    enum { SAMPLES = 8, SAMPLE_BYTES = 64 };
+    const uint8_t *data = t->data;
+    uint32_t type = t->type;
+
+    hash = hash_bytes(hash, t->name, strlen(t->name) + 1);
+    hash = hash_bytes(hash, &type, sizeof(type));
+    hash = hash_bytes(hash, t->dims, sizeof(t->dims));
+    if (t->bytes <= SAMPLES * SAMPLE_BYTES)
+        return hash_bytes(hash, data, t->bytes);
+    for (size_t i = 0; i < SAMPLES; i++)
+        hash = hash_bytes(hash, data + (t->bytes - SAMPLE_BYTES) / (SAMPLES - 1) * i, SAMPLE_BYTES);
+    return hash;
+}
+
+uint64_t model_file_hash(const struct model_file *file)
+{
+    uint64_t hash = hash_params(FNV_OFFSET, &file->params);
+    for (size_t i = 0; i < file->n_tensors; i++)
+        hash = hash_tensor(hash, file->by_name[i]);
+    return hash;
+}
+
+static int check_pair_params(const struct model_file *full, const struct model_file *twin,
+                             struct error *err)
+{
+    const struct model_params *a = &full->params, *b = &twin->params;
+    const struct {
+        const char *name;
+        uint32_t full, twin;
+    } numbers[] = {
+        {"layers", a->n_layers, b->n_layers},
+        {"heads", a->n_heads, b->n_heads},
+        {"KV heads", a->n_kv_heads, b->n_kv_heads},
+        {"head dimension", a->head_dim, b->head_dim},
+        {"RoPE dimension", a->rope_dim, b->rope_dim},
+        {"vocabulary size", a->vocab_size, b->vocab_size},
+    };
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (numbers[i].full != numbers[i].twin)
+            return error_set(err, ERROR_INVALID, "%s: %" PRIu32 " expected, found %" PRIu32,
+                             numbers[i].name, numbers[i].full, numbers[i].twin);
+    for (uint32_t i = 0; i < a->rope_dim / 2; i++)
+        if (a->rope_inv_freq[i] != b->rope_inv_freq[i])
+            return error_set(err, ERROR_INVALID,
+                             "RoPE frequency %" PRIu32 ": %.9g expected, found %.9g", i,
+                             (double)a->rope_inv_freq[i], (double)b->rope_inv_freq[i]);
+    return 0;
+}
+
+static int check_pair_vocab(const struct vocab *a, const struct vocab *b, struct error *err)
+{
+    if (a->model != b->model || strcmp(a->pre, b->pre) != 0)
+        return error_set(err, ERROR_INVALID, "tokenizer: %s %s expected, found %s %s",
+                         a->model == VOCAB_BPE ? "bpe" : "spm", a->pre,
+                         b->model == VOCAB_BPE ? "bpe" : "spm", b->pre);
+    for (uint32_t i = 0; i < a->n_tokens; i++) {
+        struct vocab_string x = a->text[i], y = b->text[i];
+        if (x.len != y.len || memcmp(x.data, y.data, x.len) != 0)
+            return error_set(
+                err, ERROR_INVALID, "token %" PRIu32 ": \"%.*s\" expected, found \"%.*s\"", i,
+                (int)(x.len < 40 ? x.len : 40), x.data, (int)(y.len < 40 ? y.len : 40), y.data);
+    }
+    return 0;
+}
+
+int model_file_check_pair(const struct model_file *full, const struct model_file *twin,
+                          struct error *err)
+{
+    int rc = check_pair_params(full, twin, err);
+    if (rc == 0)
+        rc = check_pair_vocab(&full->vocab, &twin->vocab, err);
+    if (rc)
+        error_prefix(err, "%s does not fit %s", twin->path, full->path);
+    return rc;
+}

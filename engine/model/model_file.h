@@ -24,26 +24,27 @@ enum rope_pairs {
 
 struct model_params {
     enum model_arch arch;
-    char name[96];          /* general.name, or the file's name */
+    char name[96]; /* general.name, or the file's name */
     uint32_t n_layers;
-    uint32_t hidden;        /* width of the residual stream (embedding_length) */
-    uint32_t norm_width;    /* true width the RMSNorm mean divides by: hidden, unless the file is padded */
-    uint32_t mlp;           /* feed_forward_length */
+    uint32_t hidden; /* width of the residual stream (embedding_length) */
+    uint32_t
+        norm_width; /* true width the RMSNorm mean divides by: hidden, unless the file is padded */
+    uint32_t mlp;   /* feed_forward_length */
     uint32_t n_heads;
     uint32_t n_kv_heads;
-    uint32_t head_dim;      /* key_length = value_length; n_heads * head_dim may differ from hidden */
-    uint32_t rope_dim;      /* elements of a head that RoPE rotates, <= head_dim, even */
+    uint32_t head_dim; /* key_length = value_length; n_heads * head_dim may differ from hidden */
+    uint32_t rope_dim; /* elements of a head that RoPE rotates, <= head_dim, even */
     uint32_t vocab_size;
     uint32_t context_train; /* tokens */
     float rms_eps;
     float rope_theta;
     enum rope_pairs rope_pairs;
-    /* Rotation per position for each pair, in radians: inv_freq[i] = theta^(-2i/rope_dim), after the
-     * file's scaling (none, linear, llama3) has been applied. [rope_dim / 2] */
+    /* Rotation per position for each pair, in radians: inv_freq[i] = theta^(-2i/rope_dim), after
+     * the file's scaling (none, linear, llama3) has been applied. [rope_dim / 2] */
     float rope_inv_freq[MODEL_MAX_HEAD_DIM / 2];
-    bool tied;              /* no output.weight: the head is token_embd.weight */
+    bool tied; /* no output.weight: the head is token_embd.weight */
     bool has_qkv_bias;
-    bool has_qk_norm;       /* RMSNorm over head_dim of q and k before RoPE (qwen3) */
+    bool has_qk_norm; /* RMSNorm over head_dim of q and k before RoPE (qwen3) */
 };
 
 struct gguf_file;
@@ -58,7 +59,7 @@ const struct model_params *model_file_params(const struct model_file *file);
 const struct vocab *model_file_vocab(const struct model_file *file);
 /* The GGUF file behind it, for its metadata (gguf.h); NULL for a folder. */
 const struct gguf_file *model_file_gguf(const struct model_file *file);
-size_t model_file_bytes(const struct model_file *file);    /* on disk */
+size_t model_file_bytes(const struct model_file *file);      /* on disk */
 uint64_t model_file_n_params(const struct model_file *file); /* elements of all tensors */
 /* FNV-1a 64 over parameters, tensor table and a sample of every tensor's bytes: tells files apart
  * in fingerprints and caches; not a cryptographic hash. */

@@ -1,0 +1,159 @@
+/* What chat and completions have in common on the wire: the envelope, usage, timings, and the
+ * events of a stream around a choice. Text is written straight into the job's buffer; nothing is
+ * built per token but bytes. */
+#include "server/job.h"
+#include "server/json_write.h"
+
+#include <string.h>
+
+const char *answer_finish_name(enum finish_reason finish)
+{
+    return finish == FINISH_LENGTH ? "length" : "stop";
+}
+
+struct engine_usage answer_total_usage(const struct job *job)
+{
+    struct engine_usage total = {0};
+
+    for (uint32_t i = 0; i < job->n_parts; i++) {
+        const struct engine_usage *u = &job->parts[i].usage;
+        total.prompt_tokens += u->prompt_tokens;
+        total.cached_tokens += u->cached_tokens;
+        total.completion_tokens += u->completion_tokens;
+        total.queue_ms = u->queue_ms > total.queue_ms ? u->queue_ms : total.queue_ms;
+        total.prefill_ms = u->prefill_ms > total.prefill_ms ? u->prefill_ms : total.prefill_ms;
+        total.decode_ms = u->decode_ms > total.decode_ms ? u->decode_ms : total.decode_ms;
+    }
+    return total;
+}
+
+static uint32_t count_tokens(const struct job *job)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < job->n_choices; i++)
+        n += job->choices[i].n_tokens;
+    return n;
+}
+
+void answer_write_usage(struct buf *out, const struct job *job, bool is_final)
+{
+    struct engine_usage u = answer_total_usage(job);
+
+    if (!is_final)
+        u.completion_tokens = count_tokens(job);
+    buf_append_str(out, "{\"prompt_tokens\":");
+    json_write_uint(out, u.prompt_tokens);
+    buf_append_str(out, ",\"completion_tokens\":");
+    json_write_uint(out, u.completion_tokens);
+    buf_append_str(out, ",\"total_tokens\":");
+    json_write_uint(out, (uint64_t)u.prompt_tokens + u.completion_tokens);
+    buf_append_str(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
+    json_write_uint(out, u.cached_tokens);
+    buf_append_str(out, "}}");
+}
+
+static void write_rate(struct buf *out, const char *stage, uint32_t n, double ms)
+{
+    buf_printf(out, ",\"%s_n\":%u,\"%s_ms\":", stage, n, stage);
+    json_write_ms(out, ms);
+    buf_printf(out, ",\"%s_per_token_ms\":", stage);
+    json_write_ms(out, n ? ms / n : 0);
+    buf_printf(out, ",\"%s_per_second\":", stage);
+    json_write_ms(out, ms > 0 ? n / ms * 1e3 : 0);
+}
+
+/* llama-server's extra member: tokens and times of the two stages. prompt_n leaves cached tokens
+ * out. */
+void answer_write_timings(struct buf *out, const struct job *job)
+{
+    struct engine_usage u = answer_total_usage(job);
+
+    buf_printf(out, "{\"cache_n\":%u", u.cached_tokens);
+    write_rate(out, "prompt", u.prompt_tokens - u.cached_tokens, u.prefill_ms);
+    write_rate(out, "predicted", u.completion_tokens, u.decode_ms);
+    buf_append_str(out, ",\"queue_ms\":");
+    json_write_ms(out, u.queue_ms);
+    buf_append(out, "}", 1);
+}
+
+static void write_envelope(struct buf *out, const struct job *job, const char *object)
+{
+    const struct engine_info *info = &job->server->info;
+
+    buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", job->id, object,
+               (long long)job->created);
+    json_write_string(out, info->model_id, strlen(info->model_id));
+    buf_append_str(out, ",\"system_fingerprint\":");
+    json_write_string(out, info->fingerprint, strlen(info->fingerprint));
+    buf_append_str(out, ",\"choices\":[");
+}
+
+void answer_write_reply(struct buf *out, const struct job *job)
+{
+    write_envelope(out, job, job->shape->object);
+    for (uint32_t i = 0; i < job->n_choices; i++) {
+        buf_append_str(out, i ? ",{\"index\":" : "{\"index\":");
+        json_write_uint(out, i);
+        job->shape->write_choice(out, job, i);
+        buf_append(out, "}", 1);
+    }
+    buf_append_str(out, "],\"usage\":");
+    answer_write_usage(out, job, true);
+    buf_append_str(out, ",\"timings\":");
+    answer_write_timings(out, job);
+    buf_append(out, "}", 1);
+}
+
+int answer_prepare_prefix(struct job *job)
+{
+    buf_append_str(&job->prefix, "data: ");
+    write_envelope(&job->prefix, job, job->shape->chunk_object);
+    return job->prefix.failed ? -1 : 0;
+}
+
+void answer_open_event(struct job *job, uint32_t i_choice)
+{
+    buf_append(&job->out, job->prefix.data, job->prefix.len);
+    buf_append_str(&job->out, "{\"index\":");
+    json_write_uint(&job->out, i_choice);
+}
+
+void answer_close_event(struct job *job, bool is_last_choice)
+{
+    struct buf *out = &job->out;
+
+    buf_append_str(out, "}]");
+    if (job->continuous_usage) {
+        buf_append_str(out, ",\"usage\":");
+        answer_write_usage(out, job, false);
+    } else if (job->include_usage) {
+        buf_append_str(out, ",\"usage\":null");
+    }
+    if (is_last_choice) {
+        buf_append_str(out, ",\"timings\":");
+        answer_write_timings(out, job);
+    }
+    buf_append_str(out, "}\n\n");
+}
+
+void answer_write_end(struct job *job)
+{
+    struct buf *out = &job->out;
+
+    if (job->last_choice >= 0)
+        job->shape->write_finish(job, (uint32_t)job->last_choice);
+    if (job->include_usage) {
+        buf_append(out, job->prefix.data, job->prefix.len);
+        buf_append_str(out, "],\"usage\":");
+        answer_write_usage(out, job, true);
+        buf_append_str(out, "}\n\n");
+    }
+    buf_append_str(out, "data: [DONE]\n\n");
+}
+
+void answer_write_error(struct job *job)
+{
+    buf_append_str(&job->out, "data: ");
+    http_error_write(&job->out, &job->error);
+    buf_append_str(&job->out, "\n\n");
+}

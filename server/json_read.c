@@ -1,0 +1,263 @@
+/* The grammar of RFC 8259 as a small machine with a bit stack: one bit a nesting level says array
+ * or object, so depth costs no recursion. See json_read.h. */
+#include "server/json_read.h"
+
+#include "engine/base/mem.h"
+#include "server/json_write.h"
+
+#include <stdint.h>
+#include <string.h>
+
+struct scan {
+    const char *text;
+    size_t len;
+    size_t at;
+    const char *fault; /* what was expected, or which limit; NULL while all is well */
+};
+
+void json_setup(void)
+{
+    cJSON_Hooks hooks = {.malloc_fn = mem_alloc, .free_fn = mem_free};
+    cJSON_InitHooks(&hooks);
+}
+
+static bool fail(struct scan *s, const char *fault)
+{
+    if (!s->fault)
+        s->fault = fault;
+    return false;
+}
+
+static int peek(const struct scan *s)
+{
+    return s->at < s->len ? (unsigned char)s->text[s->at] : -1;
+}
+
+static void skip_space(struct scan *s)
+{
+    while (s->at < s->len && strchr(" \t\n\r", s->text[s->at]) && s->text[s->at])
+        s->at++;
+}
+
+static int hex4(struct scan *s)
+{
+    int value = 0;
+    for (int i = 0; i < 4; i++, s->at++) {
+        int c = peek(s);
+        if (c >= '0' && c <= '9')
+            value = value * 16 + c - '0';
+        else if (c >= 'a' && c <= 'f')
+            value = value * 16 + c - 'a' + 10;
+        else if (c >= 'A' && c <= 'F')
+            value = value * 16 + c - 'A' + 10;
+        else
+            return -1;
+    }
+    return value;
+}
+
+/* After the backslash. */
+static bool scan_escape(struct scan *s)
+{
+    int c = peek(s);
+    s->at++;
+    if (c != 'u')
+        return (c > 0 && strchr("\"\\/bfnrt", c)) || fail(s, "invalid escape in a string");
+    int unit = hex4(s);
+    if (unit < 0)
+        return fail(s, "\\u needs four hexadecimal digits");
+    if (unit == 0)
+        return fail(s, "the character U+0000 is not allowed in strings");
+    if (unit >= 0xdc00 && unit <= 0xdfff)
+        return fail(s, "a low surrogate without its high half");
+    if (unit >= 0xd800 && unit <= 0xdbff) {
+        if (s->len - s->at < 6 || s->text[s->at] != '\\' || s->text[s->at + 1] != 'u')
+            return fail(s, "a high surrogate without its low half");
+        s->at += 2;
+        unit = hex4(s);
+        if (unit < 0xdc00 || unit > 0xdfff)
+            return fail(s, "a high surrogate without its low half");
+    }
+    return true;
+}
+
+static bool scan_string(struct scan *s)
+{
+    s->at++; /* the opening quote */
+    while (s->at < s->len) {
+        unsigned char c = (unsigned char)s->text[s->at];
+        if (c == '"') {
+            s->at++;
+            return true;
+        }
+        if (c < 0x20)
+            return fail(s, "a control character in a string must be escaped");
+        if (c == '\\') {
+            s->at++;
+            if (!scan_escape(s))
+                return false;
+            continue;
+        }
+        size_t n = utf8_char_len(s->text + s->at, s->len - s->at);
+        if (n == 0)
+            return fail(s, "a string holds bytes that are not UTF-8");
+        s->at += n;
+    }
+    return fail(s, "a string has no end");
+}
+
+static size_t scan_digits(struct scan *s)
+{
+    size_t start = s->at;
+    while (peek(s) >= '0' && peek(s) <= '9')
+        s->at++;
+    return s->at - start;
+}
+
+static bool scan_number(struct scan *s)
+{
+    size_t start = s->at;
+    if (peek(s) == '-')
+        s->at++;
+    if (peek(s) == '0')
+        s->at++;
+    else if (scan_digits(s) == 0)
+        return fail(s, "a value expected");
+    if (peek(s) == '.') {
+        s->at++;
+        if (scan_digits(s) == 0)
+            return fail(s, "digits expected after the decimal point");
+    }
+    if (peek(s) == 'e' || peek(s) == 'E') {
+        s->at++;
+        if (peek(s) == '+' || peek(s) == '-')
+            s->at++;
+        if (scan_digits(s) == 0)
+            return fail(s, "digits expected in the exponent");
+    }
+    /* cJSON copies a number into 64 bytes and would go on in the middle of a longer one. */
+    if (s->at - start > 60)
+        return fail(s, "a number has more than 60 characters");
+    return true;
+}
+
+static bool scan_literal(struct scan *s, const char *word)
+{
+    size_t n = strlen(word);
+    if (s->len - s->at < n || memcmp(s->text + s->at, word, n) != 0)
+        return fail(s, "a value expected");
+    s->at += n;
+    return true;
+}
+
+static bool scan_scalar(struct scan *s)
+{
+    switch (peek(s)) {
+    case '"':
+        return scan_string(s);
+    case 't':
+        return scan_literal(s, "true");
+    case 'f':
+        return scan_literal(s, "false");
+    case 'n':
+        return scan_literal(s, "null");
+    default:
+        return scan_number(s);
+    }
+}
+
+/* "key": up to the value. */
+static bool scan_key(struct scan *s)
+{
+    skip_space(s);
+    if (peek(s) != '"')
+        return fail(s, "a member name in quotes expected");
+    if (!scan_string(s))
+        return false;
+    skip_space(s);
+    if (peek(s) != ':')
+        return fail(s, "':' expected after a member name");
+    s->at++;
+    return true;
+}
+
+static bool scan_document(struct scan *s)
+{
+    uint64_t is_object = 0; /* bit 0: the innermost open container */
+    unsigned depth = 0;
+    size_t n_values = 0;
+
+    for (;;) {
+        /* A value starts here. */
+        skip_space(s);
+        if (++n_values > JSON_MAX_VALUES)
+            return fail(s, "too many values in one request");
+        int c = peek(s);
+        if (c == '{' || c == '[') {
+            if (depth == JSON_MAX_DEPTH)
+                return fail(s, "nested too deeply");
+            s->at++;
+            skip_space(s);
+            if (peek(s) != (c == '{' ? '}' : ']')) {
+                depth++;
+                is_object = is_object << 1 | (c == '{');
+                if (c == '{' && !scan_key(s))
+                    return false;
+                continue;
+            }
+            s->at++;
+        } else if (!scan_scalar(s)) {
+            return false;
+        }
+        /* A value has ended: close what it closes, or go on to the next one. */
+        for (;;) {
+            skip_space(s);
+            if (depth == 0)
+                return s->at == s->len || fail(s, "the end expected after the value");
+            c = peek(s);
+            s->at++;
+            if (c == ',')
+                break;
+            if (c != ((is_object & 1) ? '}' : ']')) {
+                s->at--;
+                return fail(s, (is_object & 1) ? "',' or '}' expected" : "',' or ']' expected");
+            }
+            depth--;
+            is_object >>= 1;
+        }
+        if ((is_object & 1) && !scan_key(s))
+            return false;
+    }
+}
+
+int json_check(const char *text, size_t len, struct http_error *ret_error)
+{
+    struct scan s = {.text = text, .len = len};
+
+    if (scan_document(&s))
+        return 0;
+    return http_invalid(ret_error, NULL, NULL,
+                        "We could not parse the JSON body of your request: %s (at byte %zu of "
+                        "%zu). The OpenAI API expects a JSON payload, but what was sent was not "
+                        "valid JSON.",
+                        s.fault, s.at, len);
+}
+
+int json_parse_object(const char *text, size_t len, cJSON **ret_object,
+                      struct http_error *ret_error)
+{
+    if (len == 0)
+        return http_invalid(ret_error, NULL, NULL,
+                            "We could not parse the JSON body of your request: the body is empty.");
+    if (json_check(text, len, ret_error) < 0)
+        return -1;
+    cJSON *object = cJSON_ParseWithLength(text, len);
+    if (!object)
+        return http_out_of_memory(ret_error); /* the grammar is known to hold */
+    if (!cJSON_IsObject(object)) {
+        cJSON_Delete(object);
+        return http_invalid(ret_error, NULL, NULL, "The JSON body of a request must be an object.");
+    }
+    *ret_object = object;
+    return 0;
+}

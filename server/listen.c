@@ -1,0 +1,60 @@
+/* Opens the listening socket. It is ours rather than the daemon's, so that the port is known and a
+ * wrong address is told with its name before anything else is started. */
+#include "server/internal.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static int open_one(const struct addrinfo *address)
+{
+    int on = 1;
+    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, address->ai_addr, address->ai_addrlen) == 0 && listen(fd, SOMAXCONN) == 0)
+        return fd;
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return -1;
+}
+
+static uint16_t bound_port(int fd)
+{
+    struct sockaddr_storage address;
+    socklen_t len = sizeof(address);
+
+    if (getsockname(fd, (struct sockaddr *)&address, &len) < 0)
+        return 0;
+    if (address.ss_family == AF_INET6)
+        return ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+    return ntohs(((struct sockaddr_in *)&address)->sin_port);
+}
+
+int listen_open(const char *host, uint16_t port, int *ret_fd, uint16_t *ret_port, struct error *err)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    struct addrinfo *list = NULL;
+    char service[8];
+    int fd = -1;
+
+    snprintf(service, sizeof(service), "%u", port);
+    int code = getaddrinfo(host, service, &hints, &list);
+    if (code != 0)
+        return error_set(err, ERROR_IO, "host %s: %s", host, gai_strerror(code));
+    for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
+        fd = open_one(a);
+    int saved = errno;
+    freeaddrinfo(list);
+    if (fd < 0)
+        return error_set(err, ERROR_IO, "cannot listen on %s port %u: %s", host, port,
+                         strerror(saved));
+    *ret_fd = fd;
+    *ret_port = bound_port(fd);
+    return 0;
+}

@@ -1,0 +1,85 @@
+/* What the server serves: one table of method and path. HEAD goes where GET goes (the daemon leaves
+ * the body out), OPTIONS answers from the table. */
+#include "server/internal.h"
+
+#include <string.h>
+
+static void handle_options(struct exchange *x)
+{
+    exchange_reply_static(x, 204, NULL, "", 0); /* route_find has added the allow header */
+}
+
+#define LABEL(method, path) "handler=\"" path "\",method=\"" method "\""
+
+const struct route ROUTES[] = {
+    {"POST", "/v1/chat/completions", handle_chat_completions, .needs_key = true,
+     .label = LABEL("POST", "/v1/chat/completions")},
+    {"POST", "/v1/completions", handle_completions, .needs_key = true,
+     .label = LABEL("POST", "/v1/completions")},
+    {"GET", "/v1/models", handle_models, .needs_key = true, .is_quiet = true,
+     .label = LABEL("GET", "/v1/models")},
+    {"GET", "/v1/models/*", handle_model, .needs_key = true, .is_quiet = true,
+     .label = LABEL("GET", "/v1/models/{id}")},
+    {"POST", "/tokenize", handle_tokenize, .needs_key = true, .label = LABEL("POST", "/tokenize")},
+    {"POST", "/detokenize", handle_detokenize, .needs_key = true,
+     .label = LABEL("POST", "/detokenize")},
+    {"GET", "/health", handle_health, .is_quiet = true, .label = LABEL("GET", "/health")},
+    {"GET", "/metrics", handle_metrics, .is_quiet = true, .label = LABEL("GET", "/metrics")},
+    {"GET", "/version", handle_version, .is_quiet = true, .label = LABEL("GET", "/version")},
+    {"GET", "/", handle_index, .is_quiet = true, .label = LABEL("GET", "/")},
+};
+const unsigned N_ROUTES = sizeof(ROUTES) / sizeof(ROUTES[0]);
+_Static_assert(sizeof(ROUTES) / sizeof(ROUTES[0]) < METRICS_MAX_ROUTES, "a slot for `other` too");
+
+static const struct route OPTIONS_ROUTE = {"OPTIONS", "*", handle_options, .is_quiet = true};
+
+unsigned route_index(const struct route *route)
+{
+    return route >= ROUTES && route < ROUTES + N_ROUTES ? (unsigned)(route - ROUTES) : N_ROUTES;
+}
+
+static bool path_matches(const char *pattern, const char *url)
+{
+    size_t n = strlen(pattern);
+
+    if (pattern[n - 1] != '*')
+        return strcmp(pattern, url) == 0;
+    return strncmp(pattern, url, n - 1) == 0 && url[n - 1] != '\0';
+}
+
+void route_allowed_methods(const char *url, struct buf *out)
+{
+    for (unsigned i = 0; i < N_ROUTES; i++) {
+        if (!path_matches(ROUTES[i].path, url))
+            continue;
+        buf_append_str(out, ROUTES[i].method);
+        buf_append_str(out, strcmp(ROUTES[i].method, "GET") == 0 ? ", HEAD, " : ", ");
+    }
+    if (out->len)
+        buf_append_str(out, "OPTIONS");
+}
+
+void route_find(struct exchange *x, const char *url)
+{
+    const char *method = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method;
+    _cleanup_buf_ struct buf allowed = {0};
+
+    for (unsigned i = 0; i < N_ROUTES; i++)
+        if (strcmp(ROUTES[i].method, method) == 0 && path_matches(ROUTES[i].path, url)) {
+            x->route = &ROUTES[i];
+            return;
+        }
+    route_allowed_methods(url, &allowed);
+    if (!allowed.data) {
+        http_error_set(&x->early, 404, "unknown_url", "Invalid URL (%s %.200s)", x->method, url);
+        return;
+    }
+    exchange_add_header(x, "allow", allowed.data);
+    if (strcmp(method, "OPTIONS") == 0)
+        x->route = &OPTIONS_ROUTE;
+    else
+        http_error_set(&x->early, 405, "method_not_supported",
+                       "Not allowed to %s on %.200s. (HINT: Perhaps you meant to use a different "
+                       "HTTP method?)",
+                       x->method, url);
+}

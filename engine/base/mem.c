@@ -61,7 +61,10 @@ void *mem_array(size_t n, size_t size)
 
 void *mem_calloc(size_t n, size_t size)
 {
-    return must_fail() ? NULL : calloc(n ? n : 1, size ? size : 1);
+    size_t bytes;
+    if (!mem_mul(n, size, &bytes) || must_fail())
+        return NULL;
+    return calloc(bytes ? bytes : 1, 1);
 }
 
 void *mem_realloc(void *p, size_t n, size_t size)

@@ -1,7 +1,7 @@
 /* A GGUF file (version 2 or 3, little-endian) mapped read-only: metadata and the tensor table.
  * Everything that the file says is checked against its size at open, so every pointer handed out
  * here is safe to read to its end. Keys, strings and tensor data point into the mapping.
- * Immutable after open: any thread may read.
+ * Immutable after open: any thread may read. `err` must not be NULL.
  * Not here: what keys and tensors mean (model_file.h), writing (gguf_write.h).
  * Format: docs/gguf.md of ggml. */
 #ifndef OVERFILL_ENGINE_MODEL_GGUF_H

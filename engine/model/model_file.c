@@ -44,6 +44,10 @@ static int index_tensors(struct model_file *file, struct error *err)
         file->n_params += t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
     }
     qsort(file->by_name, file->n_tensors, sizeof(*file->by_name), compare_names);
+    for (size_t i = 1; i < file->n_tensors; i++)
+        if (compare_names(&file->by_name[i - 1], &file->by_name[i]) == 0)
+            return error_set(err, ERROR_FORMAT, "tensor %s: stands in the files twice",
+                             file->by_name[i]->name);
     return 0;
 }
 
@@ -73,8 +77,8 @@ static int open_any(struct model_file *file, struct error *err)
     if (rc == 0)
         rc = model_file_check(file, err);
     if (rc)
-        error_prefix(err, "%s", file->path);
-    return rc;
+        return error_prefix(err, "%s", file->path);
+    return is_folder ? hf_folder_read_vocab(file, err) : 0;
 }
 
 int model_file_open(const char *path, struct model_file **ret_file, struct error *err)

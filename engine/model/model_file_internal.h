@@ -38,9 +38,13 @@ struct model_file {
 int gguf_read_params(const struct gguf_file *gguf, struct model_params *params,
                      struct rope_scaling *scaling, struct error *err);
 
-/* config.json, the safetensors and tokenizer.json of a folder; fills params, scaling, vocab,
- * tensors, bytes and hf of `file`. */
+/* config.json and the safetensors of a folder; fills params, scaling, tensors, bytes and hf of
+ * `file`.
+ */
 int hf_folder_open(const char *path, struct model_file *file, struct error *err);
+/* tokenizer.json to vocab. Called after model_file_check: the vocabulary then has a size that the
+ * embedding really has. */
+int hf_folder_read_vocab(struct model_file *file, struct error *err);
 void hf_folder_close(struct hf_folder *folder); /* NULL is fine */
 
 /* Ranges of every number, every tensor's shape, no tensor too many, RoPE frequencies. */

@@ -1,14 +1,15 @@
 /* See fake_engine.h. One thread plays all requests in turn, a token each; engine_poll copies what
- * the request has produced since its last output. */
+ * the request has produced since its last output. Its own memory is not the program's mem_*: a test
+ * that makes allocations fail means the server's. */
 #include "tests/unit/server/fake_engine.h"
 
-#include "engine/base/mem.h"
 #include "engine/base/system.h"
 #include "tests/unit/server/fake_tokenizer.h"
 
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -303,7 +304,7 @@ const struct sampling_params SAMPLING_DEFAULTS = {
 int fake_engine_open(const struct fake_options *options, struct engine **ret_engine,
                      struct error *err)
 {
-    struct engine *e = mem_calloc(1, sizeof(*e));
+    struct engine *e = calloc(1, sizeof(*e));
     if (!e)
         return error_memory(err, "fake engine", sizeof(*e));
     e->options = *options;
@@ -318,7 +319,7 @@ int fake_engine_open(const struct fake_options *options, struct engine **ret_eng
 static void free_request(struct fake_request *r)
 {
     token_list_free(&r->prompt);
-    mem_free(r);
+    free(r);
 }
 
 void engine_close(struct engine *e)
@@ -336,11 +337,11 @@ void engine_close(struct engine *e)
     }
     if (e->out)
         free_request(e->out);
-    mem_free(e->prompt_records);
-    mem_free(e->prompt_top);
+    free(e->prompt_records);
+    free(e->prompt_top);
     tokenizer_close(e->tokenizer);
     pthread_mutex_destroy(&e->lock);
-    mem_free(e);
+    free(e);
 }
 
 void engine_drain(struct engine *e)
@@ -404,7 +405,7 @@ static uint32_t count_requests(const struct engine *e)
 int engine_submit(struct engine *e, const struct engine_request *q, uint64_t *ret_id,
                   struct error *err)
 {
-    struct fake_request *r = mem_calloc(1, sizeof(*r));
+    struct fake_request *r = calloc(1, sizeof(*r));
     int result = 0;
 
     if (!r)
@@ -445,10 +446,10 @@ static void tell_prompt(struct engine *e, struct fake_request *r)
 {
     size_t n = r->prompt.n, k = (size_t)(r->n_logprobs < 3 ? r->n_logprobs : 3);
 
-    mem_free(e->prompt_records);
-    mem_free(e->prompt_top);
-    e->prompt_records = mem_calloc(n, sizeof(*e->prompt_records));
-    e->prompt_top = mem_calloc(n * k + 1, sizeof(*e->prompt_top));
+    free(e->prompt_records);
+    free(e->prompt_top);
+    e->prompt_records = calloc(n, sizeof(*e->prompt_records));
+    e->prompt_top = calloc(n * k + 1, sizeof(*e->prompt_top));
     for (size_t i = 0; i < n; i++) {
         struct engine_token *t = &e->prompt_records[i];
         *t = (struct engine_token){.token = r->prompt.ids[i], .logprob = NAN, .top_start = i * k};
@@ -501,7 +502,7 @@ const struct engine_output *engine_poll(struct engine *e)
     struct fake_request **at, *found = NULL;
 
     if (!e->out)
-        e->out = mem_calloc(1, sizeof(*e->out));
+        e->out = calloc(1, sizeof(*e->out));
     if (e->out->is_done)
         token_list_free(&e->out->prompt);
     e->out->prompt = (struct token_list){0};
@@ -517,7 +518,7 @@ const struct engine_output *engine_poll(struct engine *e)
         fill_output(e, found, e->out);
         if (found->is_done) {
             *at = found->next;
-            mem_free(found);
+            free(found);
         } else {
             e->out->prompt.n = 0; /* still the request's */
         }

@@ -81,9 +81,9 @@ static int allocate(struct reader *r, struct error *err)
 
 static bool is_byte_token(const char *text)
 {
-    unsigned byte;
-    int used = 0;
-    return sscanf(text, "<0x%2X>%n", &byte, &used) == 1 && used == 6 && strlen(text) == 6;
+    static const char digits[] = "0123456789ABCDEF";
+    return strlen(text) == 6 && memcmp(text, "<0x", 3) == 0 && strchr(digits, text[3]) &&
+           strchr(digits, text[4]) && text[5] == '>';
 }
 
 /* may_replace: for tokens that stand in the vocabulary as well. A kind of 0 is an id without a

@@ -1,0 +1,174 @@
+/* Tiny model files for tests. See tiny.h. */
+#include "tests/unit/model/tiny.h"
+
+#include "engine/base/mem.h"
+#include "tests/unit/check.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef void tensor_fn(void *user, const char *name, uint32_t n_dims, const uint64_t *dims);
+
+struct tiny tiny_default(void)
+{
+    return (struct tiny){.arch = "llama",
+                         .n_layers = 2,
+                         .hidden = 16,
+                         .mlp = 24,
+                         .n_heads = 4,
+                         .n_kv_heads = 2,
+                         .head_dim = 4};
+}
+
+float tiny_value(const char *name, size_t i)
+{
+    uint32_t hash = (uint32_t)i * 2654435761u;
+    for (const char *c = name; *c; c++)
+        hash = (hash ^ (uint8_t)*c) * 16777619u;
+    return ((float)(hash >> 8 & 0xffff) - 32768) / 65536;
+}
+
+struct each {
+    const struct tiny *tiny;
+    tensor_fn *fn;
+    void *user;
+};
+
+static void one(const struct each *each, const char *name, uint64_t columns, uint64_t rows)
+{
+    const struct tiny *t = each->tiny;
+    uint64_t dims[2] = {columns, rows};
+
+    if (t->without && strcmp(t->without, name) == 0)
+        return;
+    if (t->longer && strcmp(t->longer, name) == 0)
+        dims[rows ? 1 : 0]++;
+    each->fn(each->user, name, rows ? 2 : 1, dims);
+}
+
+static void one_of_layer(const struct each *each, uint32_t l, const char *what, uint64_t columns,
+                         uint64_t rows)
+{
+    char name[64];
+    snprintf(name, sizeof(name), "blk.%u.%s", l, what);
+    one(each, name, columns, rows);
+}
+
+static void layer(const struct each *each, uint32_t l)
+{
+    const struct tiny *t = each->tiny;
+    uint32_t q = t->n_heads * t->head_dim, kv = t->n_kv_heads * t->head_dim;
+
+    one_of_layer(each, l, "attn_norm.weight", t->hidden, 0);
+    one_of_layer(each, l, "attn_q.weight", t->hidden, q);
+    one_of_layer(each, l, "attn_k.weight", t->hidden, kv);
+    one_of_layer(each, l, "attn_v.weight", t->hidden, kv);
+    one_of_layer(each, l, "attn_output.weight", q, t->hidden);
+    if (t->bias) {
+        one_of_layer(each, l, "attn_q.bias", q, 0);
+        one_of_layer(each, l, "attn_k.bias", kv, 0);
+        one_of_layer(each, l, "attn_v.bias", kv, 0);
+    }
+    if (t->qk_norm) {
+        one_of_layer(each, l, "attn_q_norm.weight", t->head_dim, 0);
+        one_of_layer(each, l, "attn_k_norm.weight", t->head_dim, 0);
+    }
+    one_of_layer(each, l, "ffn_norm.weight", t->hidden, 0);
+    one_of_layer(each, l, "ffn_gate.weight", t->hidden, t->mlp);
+    one_of_layer(each, l, "ffn_up.weight", t->hidden, t->mlp);
+    one_of_layer(each, l, "ffn_down.weight", t->mlp, t->hidden);
+}
+
+void tiny_each_tensor(const struct tiny *tiny, tensor_fn *fn, void *user)
+{
+    const struct each each = {tiny, fn, user};
+
+    one(&each, "token_embd.weight", tiny->hidden, TINY_TOKENS);
+    if (tiny->rope_freqs)
+        one(&each, "rope_freqs.weight", tiny->head_dim / 2, 0);
+    for (uint32_t l = 0; l < tiny->n_layers; l++)
+        layer(&each, l);
+    one(&each, "output_norm.weight", tiny->hidden, 0);
+    if (tiny->untied)
+        one(&each, "output.weight", tiny->hidden, TINY_TOKENS);
+    if (tiny->extra)
+        one(&each, tiny->extra, 32, 0);
+}
+
+static void set_tokenizer(struct gguf_writer *w)
+{
+    static const char *const texts[TINY_TOKENS] = {"<unk>", "<s>", "</s>",     "a", "b",      "c",
+                                                   "ab",    "abc", "\xc4\xa0", "d", "<0x0A>", "x"};
+    static const int32_t kinds[TINY_TOKENS] = {2, 3, 3, 1, 1, 1, 1, 1, 1, 4, 6, 5};
+    static const struct vocab_string merges[] = {{"a b", 3}, {"ab c", 4}};
+    struct vocab_string tokens[TINY_TOKENS];
+
+    for (size_t i = 0; i < TINY_TOKENS; i++)
+        tokens[i] = (struct vocab_string){texts[i], (uint32_t)strlen(texts[i])};
+    gguf_writer_set_string(w, "tokenizer.ggml.model", "gpt2");
+    gguf_writer_set_string(w, "tokenizer.ggml.pre", "gpt-2");
+    gguf_writer_set_strings(w, "tokenizer.ggml.tokens", tokens, TINY_TOKENS);
+    gguf_writer_set_items(w, "tokenizer.ggml.token_type", GGUF_I32, true, kinds, TINY_TOKENS);
+    gguf_writer_set_strings(w, "tokenizer.ggml.merges", merges, 2);
+    gguf_writer_set_u32(w, "tokenizer.ggml.bos_token_id", 1);
+    gguf_writer_set_u32(w, "tokenizer.ggml.eos_token_id", 2);
+    gguf_writer_set_string(w, "tokenizer.chat_template", "{{ messages }}");
+}
+
+static void set_arch_u32(struct gguf_writer *w, const char *arch, const char *what, uint32_t value)
+{
+    char key[96];
+    snprintf(key, sizeof(key), "%s.%s", arch, what);
+    gguf_writer_set_u32(w, key, value);
+}
+
+static void set_metadata(struct gguf_writer *w, const struct tiny *t)
+{
+    char key[96];
+
+    gguf_writer_set_string(w, "general.architecture", t->arch);
+    gguf_writer_set_string(w, "general.name", "tiny");
+    set_arch_u32(w, t->arch, "block_count", t->n_layers);
+    set_arch_u32(w, t->arch, "embedding_length", t->hidden);
+    set_arch_u32(w, t->arch, "feed_forward_length", t->mlp);
+    set_arch_u32(w, t->arch, "attention.head_count", t->n_heads);
+    set_arch_u32(w, t->arch, "attention.head_count_kv", t->n_kv_heads);
+    set_arch_u32(w, t->arch, "attention.key_length", t->head_dim);
+    set_arch_u32(w, t->arch, "attention.value_length", t->head_dim);
+    set_arch_u32(w, t->arch, "context_length", 64);
+    snprintf(key, sizeof(key), "%s.attention.layer_norm_rms_epsilon", t->arch);
+    gguf_writer_set_f32(w, key, 1e-5f);
+    set_tokenizer(w);
+    if (t->change)
+        t->change(w);
+}
+
+static void add_tensor(void *user, const char *name, uint32_t n_dims, const uint64_t *dims)
+{
+    gguf_writer_add_tensor(user, name, TENSOR_F32, n_dims, dims);
+}
+
+static void write_tensor(void *user, const char *name, uint32_t n_dims, const uint64_t *dims)
+{
+    uint64_t n = dims[0] * (n_dims > 1 ? dims[1] : 1);
+    float *values = mem_array(n, sizeof(float));
+    struct error err = {0};
+
+    for (uint64_t i = 0; i < n; i++)
+        values[i] = strcmp(name, "rope_freqs.weight") == 0 ? (float)(i + 2) : tiny_value(name, i);
+    assert_int_equal(gguf_writer_write(user, values, n * sizeof(float), &err), 0);
+    mem_free(values);
+}
+
+void tiny_write_gguf(const struct tiny *tiny, const char *path)
+{
+    struct gguf_writer *w;
+    struct error err = {0};
+
+    assert_int_equal(gguf_writer_open(path, &w, &err), 0);
+    set_metadata(w, tiny);
+    tiny_each_tensor(tiny, add_tensor, w);
+    tiny_each_tensor(tiny, write_tensor, w);
+    if (gguf_writer_finish(w, &err))
+        fail_msg("%s", err.message);
+}

@@ -223,7 +223,7 @@ void gguf_writer_add_tensor(struct gguf_writer *writer, const char *name, enum t
     }
     for (size_t i = 0; i < w->n_tensors; i++)
         if (strcmp(w->tensors[i].name, name) == 0 && !w->failure.code)
-            error_set(&w->failure, ERROR_INVALID, "tensor %s: added twice", name);
+            error_set(&w->failure, ERROR_INVALID, "tensor %s: added twice", w->tensors[i].name);
     struct tensor *more = mem_realloc(w->tensors, w->n_tensors + 1, sizeof(*more));
     if (!more) {
         fail(w, name);

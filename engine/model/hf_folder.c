@@ -178,15 +178,22 @@ static int list_shards(const char *path, struct hf_folder *hf, struct error *err
     return rc ? error_prefix(err, "%s/%s", path, index_name) : 0;
 }
 
+static int open_shard(const char *path, const char *name, struct safetensors **ret,
+                      struct error *err)
+{
+    _cleanup_buf_ struct buf shard_path = {0};
+    buf_append_str(&shard_path, path);
+    buf_append_str(&shard_path, "/");
+    buf_append_str(&shard_path, name);
+    return shard_path.failed ? error_memory(err, "path", strlen(path))
+                             : safetensors_open(shard_path.data, ret, err);
+}
+
 static int open_shards(const char *path, struct hf_folder *hf, struct error *err)
 {
     int rc = list_shards(path, hf, err);
-    for (size_t i = 0; i < hf->n_shards && rc == 0; i++) {
-        _cleanup_buf_ struct buf shard_path = {0};
-        buf_printf(&shard_path, "%s/%s", path, hf->names[i]);
-        rc = shard_path.failed ? error_memory(err, "path", strlen(path))
-                               : safetensors_open(shard_path.data, &hf->shards[i], err);
-    }
+    for (size_t i = 0; i < hf->n_shards && rc == 0; i++)
+        rc = open_shard(path, hf->names[i], &hf->shards[i], err);
     return rc;
 }
 

@@ -58,7 +58,7 @@ static int read_tensor(const struct safetensors *file, const cJSON *entry, struc
                        struct error *err)
 {
     const cJSON *offsets = json_array(entry, "data_offsets");
-    uint64_t elements, begin, end;
+    uint64_t elements = 0, begin, end;
 
     t->name = entry->string;
     t->dtype = json_text(entry, "dtype");

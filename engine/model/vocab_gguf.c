@@ -82,7 +82,7 @@ static int find_per_token(const struct gguf_file *file, const char *key, uint32_
 
 static int read_kinds(const struct gguf_file *file, struct vocab *vocab, struct error *err)
 {
-    const struct gguf_kv *kinds;
+    const struct gguf_kv *kinds = NULL;
     int rc = find_per_token(file, KEY("token_type"), vocab->n_tokens, &kinds, err);
     if (rc)
         return rc;
@@ -104,7 +104,7 @@ static int read_kinds(const struct gguf_file *file, struct vocab *vocab, struct 
 
 static int read_scores(const struct gguf_file *file, struct vocab *vocab, struct error *err)
 {
-    const struct gguf_kv *scores;
+    const struct gguf_kv *scores = NULL;
 
     if (vocab->model != VOCAB_SPM)
         return 0;

@@ -1,8 +1,8 @@
-/* Chat messages to prompt text, for the template families we know: ChatML, Llama 3, Llama 2/Mistral,
- * Qwen, Gemma, (more as they come). The family is recognised from the Jinja source that the model file
- * carries; no Jinja is run. The result is a list of spans: special spans come from the template and
- * may hold control tokens, the others are client text in which control tokens are never parsed.
- * Immutable, thread-safe. */
+/* Chat messages to prompt text, for the template families we know: ChatML, Llama 3, Llama
+ * 2/Mistral, Qwen, Gemma, (more as they come). The family is recognised from the Jinja source that
+ * the model file carries; no Jinja is run. The result is a list of spans: special spans come from
+ * the template and may hold control tokens, the others are client text in which control tokens are
+ * never parsed. Immutable, thread-safe. */
 #ifndef OVERFILL_ENGINE_TOKENIZER_CHAT_TEMPLATE_H
 #define OVERFILL_ENGINE_TOKENIZER_CHAT_TEMPLATE_H
 
@@ -16,11 +16,12 @@ struct chat_message {
     size_t content_len;
 };
 
-struct chat_template; /* a family, plus what the file's template fixes (e.g. its default system text) */
+struct chat_template; /* a family, plus what the file's template fixes (e.g. its default system
+                         text) */
 
 /* name: a family's name ("chatml", "smollm", "llama3", "mistral", "qwen", "gemma", ...), or NULL to
- * recognise it from jinja (may be NULL too: then ERROR_UNSUPPORTED). Unknown: ERROR_UNSUPPORTED with
- * the hint `--chat-template NAME` and the known names. Static storage, never freed. */
+ * recognise it from jinja (may be NULL too: then ERROR_UNSUPPORTED). Unknown: ERROR_UNSUPPORTED
+ * with the hint `--chat-template NAME` and the known names. Static storage, never freed. */
 int chat_template_find(const char *name, const char *jinja,
                        const struct chat_template **ret_template, struct error *err);
 const char *chat_template_name(const struct chat_template *tmpl);

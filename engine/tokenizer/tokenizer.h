@@ -27,10 +27,12 @@ void tokenizer_close(struct tokenizer *tokenizer);
 const struct vocab *tokenizer_vocab(const struct tokenizer *tokenizer);
 
 enum tokenizer_flags {
-    TOKENIZER_ADD_SPECIAL = 1,   /* bos (and eos) as the vocabulary asks */
-    TOKENIZER_PARSE_SPECIAL = 2, /* text of control tokens becomes these tokens; never for user text */
+    TOKENIZER_ADD_SPECIAL = 1, /* bos (and eos) as the vocabulary asks */
+    TOKENIZER_PARSE_SPECIAL =
+        2, /* text of control tokens becomes these tokens; never for user text */
 };
-/* Appends the ids of text[len] (any bytes; invalid UTF-8 is encoded byte by byte). O(len log len). */
+/* Appends the ids of text[len] (any bytes; invalid UTF-8 is encoded byte by byte). O(len log len).
+ */
 int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t len,
                      unsigned flags, struct token_list *list, struct error *err);
 

@@ -1,0 +1,283 @@
+/* Choosing the next token. Order, as vLLM and OpenAI users expect: penalties, bias, banned tokens,
+ * temperature, min-p, top-k, top-p, draw. Every sum runs in a fixed order, so a seed gives the same
+ * tokens everywhere. See sampler.h. */
+#include "engine/sampling/sampler.h"
+
+#include "engine/base/mem.h"
+#include "engine/sampling/sampling_internal.h"
+
+#include <math.h>
+#include <string.h>
+
+#define SEEN 0x80000000u /* in counts[]: the token is in seen[] */
+#define COUNT 0x7fffffffu
+
+const struct sampling_params SAMPLING_DEFAULTS = {
+    .temperature = 1, .top_p = 1, .repeat_penalty = 1};
+
+struct sampling_scratch {
+    uint32_t n_vocab;
+    float *logits;                         /* [n_vocab] penalised copy */
+    struct sampling_candidate *candidates; /* [n_vocab] */
+};
+
+struct sampler {
+    struct sampling_params params;
+    uint32_t n_vocab;
+    uint64_t random;  /* state of the generator */
+    uint32_t *counts; /* [n_vocab] in the output, with SEEN; NULL if there are no penalties */
+    int32_t *seen;    /* [n_vocab] distinct tokens that penalties look at */
+    size_t n_seen;
+};
+
+int sampling_scratch_open(uint32_t n_vocab, struct sampling_scratch **ret, struct error *err)
+{
+    struct sampling_scratch *s = mem_calloc(1, sizeof(*s));
+    if (!s)
+        return error_memory(err, "sampling buffers", sizeof(*s));
+    s->n_vocab = n_vocab;
+    s->logits = mem_array(n_vocab, sizeof(*s->logits));
+    s->candidates = mem_array(n_vocab, sizeof(*s->candidates));
+    if (!s->logits || !s->candidates) {
+        sampling_scratch_close(s);
+        return error_memory(err, "sampling buffers", n_vocab * sizeof(*s->candidates));
+    }
+    *ret = s;
+    return 0;
+}
+
+void sampling_scratch_close(struct sampling_scratch *scratch)
+{
+    if (!scratch)
+        return;
+    mem_free(scratch->logits);
+    mem_free(scratch->candidates);
+    mem_free(scratch);
+}
+
+/* SplitMix64 (Steele, Lea, Flood 2014): its output function, and one step. */
+static uint64_t mix(uint64_t z)
+{
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* Uniform in [0, 1), 53 bits. */
+static double draw(struct sampler *sampler)
+{
+    sampler->random += 0x9e3779b97f4a7c15u;
+    return (double)(mix(sampler->random) >> 11) * 0x1p-53;
+}
+
+static bool has_penalties(const struct sampling_params *p)
+{
+    return p->repeat_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
+}
+
+static bool is_token(const struct sampler *sampler, int32_t token)
+{
+    return token >= 0 && (uint32_t)token < sampler->n_vocab;
+}
+
+static void note(struct sampler *sampler, int32_t token)
+{
+    if (sampler->counts[token] & SEEN)
+        return;
+    sampler->counts[token] |= SEEN;
+    sampler->seen[sampler->n_seen++] = token;
+}
+
+int sampler_open(const struct sampling_params *params, uint32_t choice_index, uint32_t n_vocab,
+                 const int32_t *prompt, size_t n_prompt, struct sampler **ret_sampler,
+                 struct error *err)
+{
+    struct sampler *s = mem_calloc(1, sizeof(*s));
+    if (!s)
+        return error_memory(err, "sampler", sizeof(*s));
+    s->params = *params;
+    s->n_vocab = n_vocab;
+    s->random = mix(mix(params->seed + 1) + choice_index);
+    if (has_penalties(params)) {
+        s->counts = mem_calloc(n_vocab, sizeof(*s->counts));
+        s->seen = mem_array(n_vocab, sizeof(*s->seen));
+        if (!s->counts || !s->seen) {
+            sampler_close(s);
+            return error_memory(err, "token counts", n_vocab * sizeof(*s->counts));
+        }
+        for (size_t i = 0; i < n_prompt && params->repeat_penalty != 1; i++)
+            if (is_token(s, prompt[i]))
+                note(s, prompt[i]);
+    }
+    *ret_sampler = s;
+    return 0;
+}
+
+void sampler_close(struct sampler *sampler)
+{
+    if (!sampler)
+        return;
+    mem_free(sampler->counts);
+    mem_free(sampler->seen);
+    mem_free(sampler);
+}
+
+void sampler_accept(struct sampler *sampler, int32_t token)
+{
+    if (!sampler->counts || !is_token(sampler, token))
+        return;
+    note(sampler, token);
+    if ((sampler->counts[token] & COUNT) < COUNT)
+        sampler->counts[token]++;
+}
+
+/* CTRL's (Keskar et al. 2019, section 4.1) for what was seen, OpenAI's for what was written. */
+static void apply_penalties(const struct sampler *sampler, float *logits)
+{
+    const struct sampling_params *p = &sampler->params;
+
+    for (size_t i = 0; i < sampler->n_seen; i++) {
+        int32_t token = sampler->seen[i];
+        uint32_t count = sampler->counts[token] & COUNT;
+        float x = logits[token];
+        if (p->repeat_penalty != 1)
+            x = x > 0 ? x / p->repeat_penalty : x * p->repeat_penalty;
+        if (count)
+            x -= (float)count * p->frequency_penalty + p->presence_penalty;
+        logits[token] = x;
+    }
+}
+
+/* The logits to choose from: the model's, or a changed copy. */
+static const float *adjust(const struct sampler *sampler, const float *logits,
+                           const int32_t *banned, struct sampling_scratch *scratch)
+{
+    const struct sampling_params *p = &sampler->params;
+    bool is_banned = banned && *banned >= 0;
+
+    if (sampler->n_seen == 0 && p->n_bias == 0 && !is_banned)
+        return logits;
+    memcpy(scratch->logits, logits, sampler->n_vocab * sizeof(*logits));
+    apply_penalties(sampler, scratch->logits);
+    for (size_t i = 0; i < p->n_bias; i++)
+        if (is_token(sampler, p->bias[i].token))
+            scratch->logits[p->bias[i].token] += p->bias[i].bias;
+    for (; is_banned && *banned >= 0; banned++)
+        if (is_token(sampler, *banned))
+            scratch->logits[*banned] = -INFINITY;
+    return scratch->logits;
+}
+
+/* The lowest of the ids with the highest logit. NaN is no logit; if there is none at all, the
+ * lowest id that is not banned. */
+static int32_t argmax(const float *logits, uint32_t n, const int32_t *banned)
+{
+    int32_t best = -1;
+    float max = -INFINITY;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (logits[i] > max) {
+            max = logits[i];
+            best = (int32_t)i;
+        }
+    }
+    for (uint32_t i = 0; i < n && best < 0; i++) {
+        const int32_t *b = banned;
+        while (b && *b >= 0 && *b != (int32_t)i)
+            b++;
+        if (!b || *b < 0)
+            best = (int32_t)i;
+    }
+    return best < 0 ? 0 : best;
+}
+
+/* Temperature and min-p: the tokens that are left, in the order of their ids. */
+static size_t collect(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
+                      float max, struct sampling_candidate *candidates)
+{
+    double scale = 1.0 / p->temperature;
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        /* differences first: logits of infinity make no NaN for the best token */
+        double weight = logits[i] == max ? 1 : sampling_exp(((double)logits[i] - max) * scale);
+        if (weight == 1 || (weight > 0 && weight >= p->min_p))
+            candidates[n++] = (struct sampling_candidate){
+                .logit = logits[i], .weight = (float)weight, .token = (int32_t)i};
+    }
+    return n;
+}
+
+static double sum_weights(const struct sampling_candidate *candidates, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += candidates[i].weight;
+    return sum;
+}
+
+/* A run of candidates inside the scratch. */
+struct range {
+    struct sampling_candidate *first;
+    size_t n;
+};
+
+static struct range keep_top_k(struct range r, size_t k)
+{
+    if (k == 0 || k >= r.n)
+        return r;
+    select_heapify(r.first, r.n);
+    for (size_t i = 0; i < k; i++)
+        select_pop(r.first, r.n - i);
+    return (struct range){r.first + r.n - k, k};
+}
+
+/* The smallest set of the best tokens that together have top_p of the probability left. */
+static struct range keep_top_p(struct range r, float top_p)
+{
+    double total = sum_weights(r.first, r.n), sum = 0;
+    double least = (1 - (double)top_p) * total / (double)r.n;
+    size_t n = 0, kept = 0;
+
+    if (!(top_p < 1))
+        return r;
+    /* All tokens below `least` together have less than 1 - top_p: none of them can be needed. */
+    for (size_t i = 0; i < r.n; i++)
+        if (r.first[i].weight >= least || r.first[i].weight == 1)
+            r.first[n++] = r.first[i];
+    select_heapify(r.first, n);
+    while (kept < n && (kept == 0 || sum < top_p * total)) {
+        select_pop(r.first, n - kept);
+        kept++;
+        sum += r.first[n - kept].weight;
+    }
+    return (struct range){r.first + n - kept, kept};
+}
+
+static int32_t choose(struct range r, double random)
+{
+    double at = random * sum_weights(r.first, r.n);
+
+    for (size_t i = 0; i < r.n; i++) {
+        at -= r.first[i].weight;
+        if (at < 0)
+            return r.first[i].token;
+    }
+    return r.first[r.n - 1].token; /* rounding took the last bit */
+}
+
+int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32_t *banned,
+                       struct sampling_scratch *scratch)
+{
+    const struct sampling_params *p = &sampler->params;
+    const float *x = adjust(sampler, logits, banned, scratch);
+    int32_t best = argmax(x, sampler->n_vocab, banned);
+
+    if (!(p->temperature > 0) || !(x[best] > -INFINITY))
+        return best;
+    struct range r = {scratch->candidates, 0};
+    r.n = collect(p, x, sampler->n_vocab, x[best], scratch->candidates);
+    r = keep_top_k(r, p->top_k > 0 ? (size_t)p->top_k : 0);
+    r = keep_top_p(r, p->top_p);
+    return choose(r, draw(sampler));
+}

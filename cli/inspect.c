@@ -93,10 +93,10 @@ static void put_string(struct buf *out, const char *text, size_t len)
         cli_json_string(out, text, len);
         return;
     }
-    char cut[MAX_STRING_BYTES + 3];
-    memcpy(cut, text, shown);
-    memcpy(cut + shown, "...", 3);
-    cli_json_string(out, cut, shown + 3);
+    _cleanup_buf_ struct buf cut = {0};
+    buf_append(&cut, text, shown);
+    buf_append_str(&cut, "...");
+    cli_json_string(out, cut.data ? cut.data : "", cut.len);
 }
 
 /* The shortest decimal that reads back as the same float. */

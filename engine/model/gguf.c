@@ -6,7 +6,7 @@
 #include "engine/model/mapped_file.h"
 
 #include <inttypes.h>
-#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,7 +68,7 @@ static struct shown show(struct vocab_string s)
     size_t n = s.len < sizeof(shown.text) - 4 ? s.len : sizeof(shown.text) - 4;
     for (size_t i = 0; i < n; i++)
         shown.text[i] = s.data[i] >= ' ' && s.data[i] <= '~' ? s.data[i] : '?';
-    strcpy(shown.text + n, n < s.len ? "..." : "");
+    snprintf(shown.text + n, sizeof(shown.text) - n, "%s", n < s.len ? "..." : "");
     return shown;
 }
 
@@ -189,7 +189,7 @@ static int compare_offsets(const void *a, const void *b)
 static int read_metadata(struct gguf_file *file, struct cursor *c, struct error *err)
 {
     file->kv = mem_calloc(file->n_kv + 1, sizeof(*file->kv));
-    file->kv_by_key = mem_calloc(file->n_kv + 1, sizeof(*file->kv_by_key));
+    file->kv_by_key = mem_calloc(file->n_kv + 1, sizeof(void *));
     if (!file->kv || !file->kv_by_key)
         return error_memory(err, "metadata table", file->n_kv * sizeof(*file->kv));
 
@@ -206,7 +206,7 @@ static int read_metadata(struct gguf_file *file, struct cursor *c, struct error 
         }
         file->kv_by_key[i] = kv;
     }
-    qsort(file->kv_by_key, file->n_kv, sizeof(*file->kv_by_key), compare_kv);
+    qsort(file->kv_by_key, file->n_kv, sizeof(void *), compare_kv);
     for (size_t i = 1; i < file->n_kv; i++)
         if (compare_kv(&file->kv_by_key[i - 1], &file->kv_by_key[i]) == 0)
             return error_set(err, ERROR_FORMAT, "key %s: stands in the file twice",
@@ -305,8 +305,7 @@ static int place_tensor(struct gguf_file *file, struct tensor *t, size_t data_st
 
 static int check_overlap(const struct gguf_file *file, struct error *err)
 {
-    qsort(file->tensors_by_offset, file->n_tensors, sizeof(*file->tensors_by_offset),
-          compare_offsets);
+    qsort(file->tensors_by_offset, file->n_tensors, sizeof(void *), compare_offsets);
     for (size_t i = 1; i < file->n_tensors; i++) {
         const struct tensor *a = file->tensors_by_offset[i - 1], *b = file->tensors_by_offset[i];
         if ((const uint8_t *)a->data + a->bytes > (const uint8_t *)b->data)
@@ -320,7 +319,7 @@ static int index_tensors(struct gguf_file *file, struct error *err)
 {
     for (size_t i = 0; i < file->n_tensors; i++)
         file->tensors_by_name[i] = file->tensors_by_offset[i] = &file->tensors[i];
-    qsort(file->tensors_by_name, file->n_tensors, sizeof(*file->tensors_by_name), compare_names);
+    qsort(file->tensors_by_name, file->n_tensors, sizeof(void *), compare_names);
     for (size_t i = 1; i < file->n_tensors; i++)
         if (strcmp(file->tensors_by_name[i - 1]->name, file->tensors_by_name[i]->name) == 0)
             return error_set(err, ERROR_FORMAT, "tensor %s: stands in the file twice",
@@ -332,8 +331,8 @@ static int read_tensors(struct gguf_file *file, struct cursor *c, struct error *
 {
     _cleanup_mem_ uint64_t *offsets = mem_calloc(file->n_tensors + 1, sizeof(*offsets));
     file->tensors = mem_calloc(file->n_tensors + 1, sizeof(*file->tensors));
-    file->tensors_by_name = mem_calloc(file->n_tensors + 1, sizeof(*file->tensors_by_name));
-    file->tensors_by_offset = mem_calloc(file->n_tensors + 1, sizeof(*file->tensors_by_offset));
+    file->tensors_by_name = mem_calloc(file->n_tensors + 1, sizeof(void *));
+    file->tensors_by_offset = mem_calloc(file->n_tensors + 1, sizeof(void *));
     if (!offsets || !file->tensors || !file->tensors_by_name || !file->tensors_by_offset)
         return error_memory(err, "tensor table", file->n_tensors * sizeof(*file->tensors));
 
@@ -475,7 +474,7 @@ const struct gguf_kv *gguf_find(const struct gguf_file *file, const char *key)
 {
     struct gguf_kv wanted = {.key = {key, (uint32_t)strlen(key)}};
     const struct gguf_kv *p = &wanted, **found;
-    found = bsearch(&p, file->kv_by_key, file->n_kv, sizeof(p), compare_kv);
+    found = bsearch(&p, file->kv_by_key, file->n_kv, sizeof(void *), compare_kv);
     return found ? *found : NULL;
 }
 
@@ -497,6 +496,6 @@ const struct tensor *gguf_tensor(const struct gguf_file *file, const char *name)
     if (len >= sizeof(wanted.name))
         return NULL;
     memcpy(wanted.name, name, len + 1);
-    found = bsearch(&p, file->tensors_by_name, file->n_tensors, sizeof(p), compare_names);
+    found = bsearch(&p, file->tensors_by_name, file->n_tensors, sizeof(void *), compare_names);
     return found ? *found : NULL;
 }

@@ -198,7 +198,7 @@ static bool fill_tensor(struct tensor *t, const char *name, enum tensor_type typ
         !tensor_type_is_known(type))
         return false;
     *t = (struct tensor){.type = type, .n_dims = n_dims, .dims = {1, 1, 1, 1}};
-    strcpy(t->name, name);
+    snprintf(t->name, sizeof(t->name), "%s", name);
     for (uint32_t d = 0; d < n_dims; d++) {
         t->dims[d] = dims[d];
         if (dims[d] == 0 || __builtin_mul_overflow(n, dims[d], &n))

@@ -57,7 +57,7 @@ static bool name_as_gguf(const char *name, char ret[64])
 
     for (size_t i = 0; i < COUNT(global_names); i++) {
         if (strcmp(name, global_names[i][0]) == 0) {
-            strcpy(ret, global_names[i][1]);
+            snprintf(ret, 64, "%s", global_names[i][1]);
             return true;
         }
     }

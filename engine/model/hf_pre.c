@@ -3,6 +3,7 @@
 #include "engine/base/buf.h"
 #include "engine/model/hf.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define SPACE_PIECE "\xe2\x96\x81" /* U+2581, SentencePiece's space */
@@ -64,12 +65,12 @@ static int recognise_byte_level(const cJSON *tokenizer, struct vocab *vocab, str
     _cleanup_buf_ struct buf steps = {0};
 
     describe_step(json_object(tokenizer, "pre_tokenizer"), &steps);
-    if (steps.failed)
+    if (steps.failed || !steps.data)
         return error_memory(err, "pre_tokenizer", steps.len);
     for (size_t i = 0; i < sizeof(byte_level) / sizeof(byte_level[0]); i++) {
         if (strcmp(steps.data, byte_level[i].steps) == 0) {
             vocab->model = VOCAB_BPE;
-            strcpy(vocab->pre, byte_level[i].pre);
+            snprintf(vocab->pre, sizeof(vocab->pre), "%s", byte_level[i].pre);
             return 0;
         }
     }
@@ -124,7 +125,7 @@ int hf_recognise_tokenizer(const cJSON *tokenizer, struct vocab *vocab, struct e
                          "key model.byte_fallback: true expected of a tokenizer with U+2581 for "
                          "spaces");
     vocab->model = VOCAB_SPM;
-    strcpy(vocab->pre, "default");
+    snprintf(vocab->pre, sizeof(vocab->pre), "default");
     vocab->add_space_prefix = prepends;
     return 0;
 }

@@ -71,7 +71,7 @@ static int allocate(struct reader *r, struct error *err)
     v->storage = mem_alloc(bytes + 1);
     v->text = mem_calloc(v->n_tokens, sizeof(*v->text));
     v->kind = mem_calloc(v->n_tokens, sizeof(*v->kind));
-    r->sorted = mem_calloc(v->n_tokens, sizeof(struct vocab_string *));
+    r->sorted = mem_calloc(v->n_tokens, sizeof(void *));
     if (!v->storage || !v->text || !v->kind || !r->sorted)
         return error_memory(err, "vocabulary", bytes);
     r->at = v->storage;
@@ -168,7 +168,7 @@ static void sort_tokens(struct reader *r)
 {
     for (uint32_t i = 0; i < r->vocab.n_tokens; i++)
         r->sorted[i] = &r->vocab.text[i];
-    qsort(r->sorted, r->vocab.n_tokens, sizeof(struct vocab_string *), compare_text);
+    qsort(r->sorted, r->vocab.n_tokens, sizeof(void *), compare_text);
 }
 
 /* -1: no such token. */
@@ -178,7 +178,7 @@ static int32_t find_token(const struct reader *r, const char *text, size_t len)
     const struct vocab_string *p = &wanted, **found;
     if (len == 0)
         return -1;
-    found = bsearch(&p, r->sorted, r->vocab.n_tokens, sizeof(struct vocab_string *), compare_text);
+    found = bsearch(&p, r->sorted, r->vocab.n_tokens, sizeof(void *), compare_text);
     return found ? (int32_t)(*found - r->vocab.text) : -1;
 }
 

@@ -35,15 +35,15 @@ static int compare_names(const void *a, const void *b)
 
 static int index_tensors(struct model_file *file, struct error *err)
 {
-    file->by_name = mem_calloc(file->n_tensors + 1, sizeof(*file->by_name));
+    file->by_name = mem_calloc(file->n_tensors + 1, sizeof(void *));
     if (!file->by_name)
-        return error_memory(err, "tensor index", file->n_tensors * sizeof(*file->by_name));
+        return error_memory(err, "tensor index", file->n_tensors * sizeof(void *));
     for (size_t i = 0; i < file->n_tensors; i++) {
         const struct tensor *t = &file->tensors[i];
         file->by_name[i] = t;
         file->n_params += t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
     }
-    qsort(file->by_name, file->n_tensors, sizeof(*file->by_name), compare_names);
+    qsort(file->by_name, file->n_tensors, sizeof(void *), compare_names);
     for (size_t i = 1; i < file->n_tensors; i++)
         if (compare_names(&file->by_name[i - 1], &file->by_name[i]) == 0)
             return error_set(err, ERROR_FORMAT, "tensor %s: stands in the files twice",
@@ -146,7 +146,7 @@ const struct tensor *model_file_tensor(const struct model_file *file, const char
     if (len >= sizeof(wanted.name))
         return NULL;
     memcpy(wanted.name, name, len + 1);
-    found = bsearch(&p, file->by_name, file->n_tensors, sizeof(p), compare_names);
+    found = bsearch(&p, file->by_name, file->n_tensors, sizeof(void *), compare_names);
     return found ? *found : NULL;
 }
 
@@ -171,13 +171,21 @@ static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes)
     return hash;
 }
 
+static uint64_t hash_u32(uint64_t hash, uint32_t value)
+{
+    for (int i = 0; i < 4; i++, value >>= 8)
+        hash = (hash ^ (value & 0xff)) * FNV_PRIME;
+    return hash;
+}
+
 static uint64_t hash_params(uint64_t hash, const struct model_params *p)
 {
     const uint32_t numbers[] = {p->arch,       p->n_layers,     p->hidden,     p->norm_width,
                                 p->mlp,        p->n_heads,      p->n_kv_heads, p->head_dim,
                                 p->rope_dim,   p->tied,         p->vocab_size, p->context_train,
                                 p->rope_pairs, p->has_qkv_bias, p->has_qk_norm};
-    hash = hash_bytes(hash, numbers, sizeof(numbers));
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        hash = hash_u32(hash, numbers[i]);
     hash = hash_bytes(hash, &p->rms_eps, sizeof(p->rms_eps));
     return hash_bytes(hash, p->rope_inv_freq, p->rope_dim / 2 * sizeof(float));
 }
@@ -187,10 +195,9 @@ static uint64_t hash_tensor(uint64_t hash, const struct tensor *t)
 {
     enum { SAMPLES = 8, SAMPLE_BYTES = 64 };
     const uint8_t *data = t->data;
-    uint32_t type = t->type;
 
     hash = hash_bytes(hash, t->name, strlen(t->name) + 1);
-    hash = hash_bytes(hash, &type, sizeof(type));
+    hash = hash_u32(hash, t->type);
     hash = hash_bytes(hash, t->dims, sizeof(t->dims));
     if (t->bytes <= SAMPLES * SAMPLE_BYTES)
         return hash_bytes(hash, data, t->bytes);

@@ -57,7 +57,7 @@ static void put_data(struct buf *b, size_t bytes)
         buf_append(b, "\x2a", 1);
 }
 
-static char folder[] = "/tmp/overfill-test-XXXXXX";
+static char folder[] = P_tmpdir "/overfill-test-XXXXXX";
 static char target[64];
 
 static int make_folder(void **state)

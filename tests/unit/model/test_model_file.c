@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[] = "/tmp/overfill-test-XXXXXX";
+static char folder[] = P_tmpdir "/overfill-test-XXXXXX";
 static char path_a[64], path_b[64];
 
 static int make_folder(void **state)

@@ -290,7 +290,7 @@ static int read_seed(struct params *p, const char *name, const cJSON *value, str
             seed = seed * 10 + (uint64_t)(s[i] - '0');
         p->sampling.seed = seed;
     } else {
-        double number;
+        double number = 0;
         if (field_read_integer(value, name, -9223372036854775808.0, 9223372036854774784.0, &number,
                                e) < 0)
             return -1;

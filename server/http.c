@@ -9,6 +9,7 @@
 #include "engine/base/system.h"
 #include "server/internal.h"
 #include "server/job.h"
+#include "server/offload.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -340,16 +341,17 @@ static void log_exchange(const struct exchange *x, bool was_sent)
     const struct exchange_facts *f = &x->facts;
     double total_ms = (double)(system_now_ns() - x->start_ns) / 1e6;
     bool is_quiet = x->route && x->route->is_quiet && x->status < 500;
+    unsigned status = x->status ? x->status : 499; /* nginx's number for a client that left */
 
     if (f->finish)
         log_info("%s %s %s %u prompt=%u cached=%u completion=%u queue_ms=%.1f prefill_ms=%.1f "
                  "decode_ms=%.1f total_ms=%.1f finish=%s%s",
-                 x->id, x->method, x->path, x->status, f->prompt_tokens, f->cached_tokens,
+                 x->id, x->method, x->path, status, f->prompt_tokens, f->cached_tokens,
                  f->completion_tokens, f->queue_ms, f->prefill_ms, f->decode_ms, total_ms,
                  f->finish, was_sent ? "" : " (client gone)");
     else
         log_write(is_quiet ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "%s %s %s %u total_ms=%.1f%s", x->id,
-                  x->method, x->path, x->status, total_ms, was_sent ? "" : " (client gone)");
+                  x->method, x->path, status, total_ms, was_sent ? "" : " (client gone)");
 }
 
 static void exchange_close(struct exchange *x, bool was_sent)
@@ -357,6 +359,7 @@ static void exchange_close(struct exchange *x, bool was_sent)
     struct server *server = x->server;
 
     watch_stop(x);
+    offload_detach(x);
     if (x->job)
         job_detach(x->job); /* a stream that was cut ends its work here */
     log_exchange(x, was_sent);

@@ -58,7 +58,8 @@ struct server {
     struct job *jobs;           /* doubly linked; those the engine still holds, and finished ones
                                    whose stream is being sent */
     uint32_t n_jobs;
-    size_t body_bytes; /* held by all exchanges together */
+    uint32_t n_offloads; /* on libuv's thread pool now (offload.h) */
+    size_t body_bytes;   /* held by all exchanges together */
     struct metrics metrics;
     uint64_t id_state[2];      /* random; ids are drawn from it */
     struct buf models_json;    /* the body of /v1/models */
@@ -85,6 +86,7 @@ struct exchange_facts {
 
 struct watch;
 struct route;
+struct offload;
 
 struct exchange {
     struct server *server;
@@ -116,6 +118,7 @@ struct exchange {
 
     struct job *job;
     struct watch *watch;
+    struct offload *offload;
     struct exchange_facts facts;
 };
 

@@ -82,6 +82,7 @@ void json_write_escaped(struct buf *out, const char *data, size_t len)
 
     if (len == 0)
         return; /* data may be NULL */
+    buf_reserve(out, len);
     while (i < len) {
         unsigned char c = (unsigned char)data[i];
         if (is_plain(c)) {

@@ -169,8 +169,6 @@ static void take_engine(struct server *server)
         server->state = SERVER_READY;
     else
         engine_drain(engine);
-    log_info("ready: model %s on http://%s:%u", server->info.model_id, server->options.host,
-             server->port);
     uv_async_send(&server->wake); /* a wake before this moment was not listened to */
 }
 
@@ -344,7 +342,9 @@ int server_run(struct server *server, struct error *err)
     server_pump(server);
     uv_run(&server->loop, UV_RUN_DEFAULT);
 
-    server_pump(server); /* last bytes that are ready */
+    server_pump(server);       /* last bytes that are ready */
+    while (server->n_offloads) /* they read the engine, which the caller closes next */
+        uv_run(&server->loop, UV_RUN_ONCE);
     uv_signal_stop(&server->sigterm);
     uv_signal_stop(&server->sigint);
     uv_timer_stop(&server->tick);

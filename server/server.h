@@ -1,6 +1,6 @@
 /* The HTTP server's door: open a listening socket, give it an engine when one is ready, run the
  * event loop until it is told to stop. It speaks the OpenAI API (routes.c lists what it serves) and
- * knows the engine only through engine/engine.h; docs of the wire are in docs/API.md.
+ * knows the engine only through engine/engine.h.
  *
  * Life: server_open (the port is taken, nothing answers yet) -> a loader thread calls engine_open
  * with wake = server_wake, wake_user = the server -> server_run answers /health with 503 meanwhile

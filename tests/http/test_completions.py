@@ -132,6 +132,19 @@ def test_tokenize_shapes(server):
     assert server.post("/tokenize", {"content": ""}).json["tokens"] == []
 
 
+def test_long_texts_are_tokenized_beside_the_loop(server):
+    text = "One two three é. " * 20000
+    tokens = server.post("/tokenize", {"content": text}).json["tokens"]
+    assert server.post("/detokenize", {"tokens": tokens}).json["content"] == text
+    with server.connect() as s:  # a client that leaves meanwhile
+        body = b'{"content":"' + b"x" * 3000000 + b'"}'
+        s.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\n"
+                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert server.get("/health").status == 200
+    reply = server.post("/tokenize", {"content": "x" * 5000000})
+    assert reply.status == 400 and reply.error["param"] == "content"
+
+
 def test_models(client, server):
     models = client.models.list().data
     assert [m.id for m in models] == [server.model] and models[0].object == "model"

@@ -121,26 +121,58 @@ static int append_bytes(struct encoder *e, size_t start, size_t end, struct erro
     return rc;
 }
 
-static int encode_spm(struct encoder *e, const char *text, size_t len, struct error *err)
+static bool is_space_piece(const struct encoder *e, size_t at)
+{
+    return e->escaped.len - at >= SPACE_PIECE_BYTES &&
+           memcmp(e->escaped.data + at, SPACE_PIECE, SPACE_PIECE_BYTES) == 0;
+}
+
+/* Symbols for the characters from `at` on, up to the end of what may merge: the text's end, or
+ * where the vocabulary lets no merge go on. Returns that end in *ret_end. */
+static int add_characters(struct encoder *e, size_t at, size_t *ret_end, struct error *err)
 {
     const struct tokenizer *t = e->tokenizer;
+    bool after_other = false;
     size_t step;
-    int rc = escape_spaces(e, text, len, err);
+    int rc = 0;
 
     e->work.n = 0;
-    for (size_t at = 0; at < e->escaped.len && rc == 0; at += step) {
+    for (; at < e->escaped.len && rc == 0; at += step) {
         const char *c = e->escaped.data + at;
+        bool is_space = is_space_piece(e, at);
+        if (t->space_starts_words && is_space && after_other)
+            break;
         if (utf8_next(c, e->escaped.len - at, &step) != UTF8_CHARACTER)
             step = 1;
         rc = merge_add_symbol(&e->work, text_table_find(&t->by_text, c, step), at, err);
+        after_other = !is_space;
     }
-    if (rc == 0)
-        rc = merge_run(&e->work, &t->merges, err);
+    *ret_end = at;
+    return rc;
+}
+
+static int append_symbols(struct encoder *e, size_t text_end, struct error *err)
+{
+    int rc = 0;
     for (uint32_t i = 0; rc == 0 && i != MERGE_NONE;) {
         const struct symbol *s = &e->work.symbols[i];
-        size_t end = s->next == MERGE_NONE ? e->escaped.len : e->work.symbols[s->next].start;
+        size_t end = s->next == MERGE_NONE ? text_end : e->work.symbols[s->next].start;
         rc = s->id >= 0 ? append(e, s->id, err) : append_bytes(e, s->start, end, err);
         i = s->next;
+    }
+    return rc;
+}
+
+static int encode_spm(struct encoder *e, const char *text, size_t len, struct error *err)
+{
+    int rc = escape_spaces(e, text, len, err);
+
+    for (size_t at = 0, end; at < e->escaped.len && rc == 0; at = end) {
+        rc = add_characters(e, at, &end, err);
+        if (rc == 0)
+            rc = merge_run(&e->work, &e->tokenizer->merges, err);
+        if (rc == 0)
+            rc = append_symbols(e, end, err);
     }
     return rc;
 }

@@ -178,6 +178,21 @@ static int add_spm_pairs(struct tokenizer *t, int32_t id, struct error *err)
     return rc;
 }
 
+/* A space (U+2581) that has something other than a space before it. */
+static bool has_inner_space(struct vocab_string s)
+{
+    size_t step;
+    bool after_other = false;
+    for (size_t at = 0; at < s.len; at += step) {
+        utf8_next(s.data + at, s.len - at, &step);
+        bool is_space = step == SPACE_PIECE_BYTES && memcmp(s.data + at, SPACE_PIECE, step) == 0;
+        if (is_space && after_other)
+            return true;
+        after_other = !is_space;
+    }
+    return false;
+}
+
 static int fill_merges(struct tokenizer *t, struct error *err)
 {
     const struct vocab *v = t->vocab;
@@ -185,6 +200,10 @@ static int fill_merges(struct tokenizer *t, struct error *err)
 
     if (v->model == VOCAB_BPE)
         return fill_bpe_merges(t, err);
+    t->space_starts_words = true;
+    for (uint32_t id = 0; id < v->n_tokens; id++)
+        if (is_mergeable(t, id) && has_inner_space(v->text[id]))
+            t->space_starts_words = false;
     for (uint32_t id = 0; id < v->n_tokens && rc == 0; id++)
         if (is_mergeable(t, id) &&
             text_table_find(&t->by_text, v->text[id].data, v->text[id].len) == (int32_t)id)

@@ -18,6 +18,7 @@ struct tokenizer {
     struct merge_table merges; /* BPE: its list; SentencePiece: every pair that makes a token */
     struct special_tokens specials;
     int32_t byte_id[256];    /* BPE: the token of a byte; SentencePiece: its fallback; or -1 */
+    bool space_starts_words; /* SentencePiece: no merge joins anything with a space after it */
     uint32_t max_text_bytes; /* of the tokens in by_text */
     char *piece_bytes;       /* all pieces, one after the other */
     size_t *piece_start;     /* [n_tokens + 1] */

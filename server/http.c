@@ -392,6 +392,9 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **s
     (void)socket_cls;
     if (code != MHD_CONNECTION_NOTIFY_STARTED) {
         server->metrics.connections--;
+        /* At a limit of connections or descriptors the daemon takes its listening socket out of the
+         * poll set, and puts it back only at its next run. */
+        server->needs_pump = true;
         return;
     }
     server->metrics.connections++;

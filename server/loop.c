@@ -45,7 +45,7 @@ void server_pump(struct server *server)
         return;
     server->needs_pump = false;
     MHD_run(server->daemon);
-    /* MHD_run may have resumed connections itself (a handler that answers at once). */
+    /* Something in MHD_run may have asked for another run (a connection that closed). */
     if (MHD_get_timeout(server->daemon, &wait_ms) == MHD_YES || server->needs_pump)
         uv_timer_start(&server->daemon_timer, on_daemon_timer, server->needs_pump ? 0 : wait_ms, 0);
     else

@@ -1,6 +1,7 @@
 """Raw sockets: clients that leave at every stage, half requests, pipelining, slow readers. The server
 must free the engine's work at once and serve everybody else."""
 import json
+import resource
 import socket
 import struct
 import time
@@ -164,3 +165,15 @@ def test_many_idle_connections(server):
     assert server.post(CHAT, server.chat(max_tokens=1)).status == 200
     for s in sockets:
         s.close()
+
+
+@pytest.mark.parametrize("limit", ["descriptors", "connections"])
+def test_limit_of_connections_is_survived(start_fake, limit):
+    server = start_fake(*(["--connections", "40"] if limit == "connections" else []))
+    if limit == "descriptors":
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    sockets = [server.connect() for _ in range(200)]  # the kernel takes them, the server cannot all
+    for s in sockets:
+        s.close()
+    server.wait_until(lambda: server.get("/health", timeout=2).status == 200, 20)
+    assert server.post(CHAT, server.chat(max_tokens=1)).status == 200

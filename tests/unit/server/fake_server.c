@@ -1,6 +1,6 @@
 /* The server with the fake engine, as a program: what tests/http runs against when there is no
- * model. fake_server [--port N] [--load-ms N] [--drain N] [--key K] [--token-us N] [--max-body N]
- */
+ * model. Options: --port, --load-ms, --drain, --ping, --token-us, --max-body, --connections N,
+ * --key K. */
 #include "engine/base/log.h"
 #include "server/server.h"
 #include "tests/unit/server/fake_engine.h"
@@ -51,6 +51,8 @@ int main(int argc, char **argv)
             options.ping_seconds = (unsigned)value;
         else if (strcmp(argv[i], "--token-us") == 0)
             loader.options.token_us = (unsigned)value;
+        else if (strcmp(argv[i], "--connections") == 0)
+            options.max_connections = (unsigned)value;
         else if (strcmp(argv[i], "--max-body") == 0)
             options.max_body_bytes = (size_t)value;
         else if (strcmp(argv[i], "--key") == 0) {

@@ -126,7 +126,8 @@ struct engine_output {
     const int32_t
         *prompt_ids; /* set with the first output only, else NULL; [usage.prompt_tokens] */
     const struct engine_token *prompt; /* prompt logprobs when they are complete, else NULL; */
-    size_t n_prompt;                   /*   [0].logprob is NAN; text fields unused */
+    size_t n_prompt;                   /*   [0].logprob is NAN; text fields unused; */
+    const struct token_logprob *prompt_top; /* what prompt[i].top_start counts in */
     const struct engine_token *tokens;
     size_t n_tokens;
     const char *text;

@@ -52,7 +52,7 @@ static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns
     r->stride = (columns + KERNEL_BLOCK - 1) / KERNEL_BLOCK;
     if (!mem_mul(rows, r->stride, &n))
         return false;
-    r->q = mem_calloc(n, KERNEL_BLOCK);
+    r->q = mem_calloc(n, KERNEL_Q_BYTES);
     r->scale = mem_calloc(n, sizeof(float));
     r->sum = mem_calloc(n, sizeof(int32_t));
     return r->q && r->scale && r->sum;

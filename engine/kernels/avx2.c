@@ -6,7 +6,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Rows of one pass over a weight tile: as many as leave the integer sums in registers. */
+/* Rows of one pass over half a weight tile (8 outputs): as many as leave the integer sums of both
+ * digits in registers. */
 #define MAX_ROWS 4
 
 INLINE __m256i load(const void *p)
@@ -26,60 +27,71 @@ INLINE __m256 halves(const uint16_t *p)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
 
-INLINE void finish(const struct matmul *m, size_t row, size_t t, const __m256 acc[2])
+INLINE void finish(const struct matmul *m, size_t row, size_t t, int h, __m256 acc)
 {
-    float *out = m->out + (row - m->row_begin) * m->out_stride + (t - m->tile_begin) * KERNEL_TILE;
-    for (int h = 0; h < 2; h++) {
-        __m256 old = m->accumulate ? _mm256_loadu_ps(out + 8 * h) : _mm256_setzero_ps();
-        _mm256_storeu_ps(out + 8 * h, m->accumulate ? _mm256_add_ps(old, acc[h]) : acc[h]);
-    }
+    float *out =
+        m->out + (row - m->row_begin) * m->out_stride + (t - m->tile_begin) * KERNEL_TILE + 8 * h;
+    _mm256_storeu_ps(out, m->accumulate ? _mm256_add_ps(_mm256_loadu_ps(out), acc) : acc);
 }
 
-/* |w| as unsigned times the activation with w's sign: the pair sums of vpmaddubsw stay below
- * 2 * 128 * 127 < 2^15, so nothing saturates. */
-INLINE void q8_rows(const struct matmul *m, size_t t, size_t row, const int n_rows)
+/* 255 * high + low, as float */
+INLINE __m256 join(__m256i high, __m256i low)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_add_epi32(_mm256_slli_epi32(high, 8), _mm256_sub_epi32(low, high)));
+}
+
+/* |w| as unsigned times the digit with w's sign: a pair's sum is at most 2 * 128 * 127 < 2^15, so
+ * vpmaddubsw does not saturate. */
+INLINE __m256i dot4_q8(__m256i magnitude, __m256i weight, const int8_t *q)
+{
+    __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(broadcast4(q), weight));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+INLINE void q8_rows(const struct matmul *m, size_t t, int h, size_t row, const int n_rows)
 {
     const size_t n_blocks = m->n_blocks;
     const size_t stride = m->x->stride;
     const int8_t *w = (const int8_t *)m->tiles + t * m->tile_bytes;
     const uint16_t *wscale = (const uint16_t *)(w + n_blocks * 512);
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256 acc[MAX_ROWS][2];
+    __m256 acc[MAX_ROWS];
 
     for (int r = 0; r < n_rows; r++)
-        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+        acc[r] = _mm256_setzero_ps();
     for (size_t b = 0; b < n_blocks; b++) {
-        __m256i isum[MAX_ROWS][2];
+        __m256i high[MAX_ROWS];
+        __m256i low[MAX_ROWS];
         for (int r = 0; r < n_rows; r++)
-            isum[r][0] = isum[r][1] = _mm256_setzero_si256();
+            high[r] = low[r] = _mm256_setzero_si256();
         for (int g = 0; g < 8; g++) {
-            for (int h = 0; h < 2; h++) {
-                __m256i weight = load(w + b * 512 + g * 64 + h * 32);
-                __m256i magnitude = _mm256_abs_epi8(weight);
-                for (int r = 0; r < n_rows; r++) {
-                    const int8_t *q =
-                        m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_BLOCK + g * 4;
-                    __m256i x = _mm256_sign_epi8(broadcast4(q), weight);
-                    __m256i pairs = _mm256_maddubs_epi16(magnitude, x);
-                    isum[r][h] = _mm256_add_epi32(isum[r][h], _mm256_madd_epi16(pairs, ones));
-                }
+            __m256i weight = load(w + b * 512 + g * 64 + h * 32);
+            __m256i magnitude = _mm256_abs_epi8(weight);
+            for (int r = 0; r < n_rows; r++) {
+                const int8_t *q =
+                    m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_Q_BYTES + g * 4;
+                high[r] = _mm256_add_epi32(high[r], dot4_q8(magnitude, weight, q));
+                low[r] = _mm256_add_epi32(low[r], dot4_q8(magnitude, weight, q + KERNEL_BLOCK));
             }
         }
-        __m256 ws[2] = {halves(wscale + b * 16), halves(wscale + b * 16 + 8)};
+        __m256 ws = halves(wscale + b * KERNEL_TILE + 8 * h);
         for (int r = 0; r < n_rows; r++) {
             __m256 xs = _mm256_set1_ps(m->x->scale[(row + (size_t)r) * stride + b]);
-            for (int h = 0; h < 2; h++)
-                acc[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum[r][h]),
-                                            _mm256_mul_ps(ws[h], xs), acc[r][h]);
+            acc[r] = _mm256_fmadd_ps(join(high[r], low[r]), _mm256_mul_ps(ws, xs), acc[r]);
         }
     }
     for (int r = 0; r < n_rows; r++)
-        finish(m, row + (size_t)r, t, acc[r]);
+        finish(m, row + (size_t)r, t, h, acc[r]);
 }
 
 /* Nibbles are unsigned and small: eight pair sums of at most 2 * 15 * 127 fit 16 bits, so a whole
  * block is added before it is widened. */
-INLINE void q4_rows(const struct matmul *m, size_t t, size_t row, const int n_rows)
+INLINE __m256i add_pairs(__m256i sum, __m256i nibbles, const int8_t *q)
+{
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(nibbles, broadcast4(q)));
+}
+
+INLINE void q4_rows(const struct matmul *m, size_t t, int h, size_t row, const int n_rows)
 {
     const size_t n_blocks = m->n_blocks;
     const size_t stride = m->x->stride;
@@ -88,49 +100,41 @@ INLINE void q4_rows(const struct matmul *m, size_t t, size_t row, const int n_ro
     const uint16_t *wmin = wscale + n_blocks * KERNEL_TILE;
     const __m256i ones = _mm256_set1_epi16(1);
     const __m256i low4 = _mm256_set1_epi8(15);
-    __m256 acc[MAX_ROWS][2];
+    __m256 acc[MAX_ROWS];
 
     for (int r = 0; r < n_rows; r++)
-        acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+        acc[r] = _mm256_setzero_ps();
     for (size_t b = 0; b < n_blocks; b++) {
-        __m256i pairs[MAX_ROWS][2];
+        __m256i high[MAX_ROWS];
+        __m256i low[MAX_ROWS];
         for (int r = 0; r < n_rows; r++)
-            pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
+            high[r] = low[r] = _mm256_setzero_si256();
         for (int g = 0; g < 4; g++) {
-            __m256i low[2];
-            __m256i high[2];
-            for (int h = 0; h < 2; h++) {
-                __m256i packed = load(w + b * 256 + g * 64 + h * 32);
-                low[h] = _mm256_and_si256(packed, low4);
-                high[h] = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low4);
-            }
+            __m256i packed = load(w + b * 256 + g * 64 + h * 32);
+            __m256i first = _mm256_and_si256(packed, low4);
+            __m256i second = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low4);
             for (int r = 0; r < n_rows; r++) {
-                const int8_t *q = m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_BLOCK + g * 4;
-                __m256i x_low = broadcast4(q);
-                __m256i x_high = broadcast4(q + 16);
-                for (int h = 0; h < 2; h++) {
-                    pairs[r][h] =
-                        _mm256_add_epi16(pairs[r][h], _mm256_maddubs_epi16(low[h], x_low));
-                    pairs[r][h] =
-                        _mm256_add_epi16(pairs[r][h], _mm256_maddubs_epi16(high[h], x_high));
-                }
+                const int8_t *q =
+                    m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_Q_BYTES + g * 4;
+                high[r] = add_pairs(high[r], first, q);
+                high[r] = add_pairs(high[r], second, q + 16);
+                low[r] = add_pairs(low[r], first, q + KERNEL_BLOCK);
+                low[r] = add_pairs(low[r], second, q + KERNEL_BLOCK + 16);
             }
         }
-        __m256 ws[2] = {halves(wscale + b * 16), halves(wscale + b * 16 + 8)};
-        __m256 wm[2] = {halves(wmin + b * 16), halves(wmin + b * 16 + 8)};
+        __m256 ws = halves(wscale + b * KERNEL_TILE + 8 * h);
+        __m256 wm = halves(wmin + b * KERNEL_TILE + 8 * h);
         for (int r = 0; r < n_rows; r++) {
             size_t xb = (row + (size_t)r) * stride + b;
             __m256 xs = _mm256_set1_ps(m->x->scale[xb]);
             __m256 xsum = _mm256_set1_ps(m->x->scale[xb] * (float)m->x->sum[xb]);
-            for (int h = 0; h < 2; h++) {
-                __m256 isum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[r][h], ones));
-                acc[r][h] = _mm256_fmadd_ps(isum, _mm256_mul_ps(ws[h], xs), acc[r][h]);
-                acc[r][h] = _mm256_fmadd_ps(wm[h], xsum, acc[r][h]);
-            }
+            __m256 isum = join(_mm256_madd_epi16(high[r], ones), _mm256_madd_epi16(low[r], ones));
+            acc[r] = _mm256_fmadd_ps(isum, _mm256_mul_ps(ws, xs), acc[r]);
+            acc[r] = _mm256_fmadd_ps(wm, xsum, acc[r]);
         }
     }
     for (int r = 0; r < n_rows; r++)
-        finish(m, row + (size_t)r, t, acc[r]);
+        finish(m, row + (size_t)r, t, h, acc[r]);
 }
 
 /* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass. */
@@ -138,15 +142,15 @@ INLINE void q4_rows(const struct matmul *m, size_t t, size_t row, const int n_ro
     static void name(const struct matmul *m)                                                       \
     {                                                                                              \
         for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
-            size_t row = m->row_begin;                                                             \
-            for (; row + 4 <= m->row_end; row += 4)                                                \
-                rows_fn(m, t, row, 4);                                                             \
-            if (row + 2 <= m->row_end) {                                                           \
-                rows_fn(m, t, row, 2);                                                             \
-                row += 2;                                                                          \
+            for (int h = 0; h < 2; h++) {                                                          \
+                size_t row = m->row_begin;                                                         \
+                for (; row + 4 <= m->row_end; row += 4)                                            \
+                    rows_fn(m, t, h, row, 4);                                                      \
+                for (; row + 2 <= m->row_end; row += 2)                                            \
+                    rows_fn(m, t, h, row, 2);                                                      \
+                if (row < m->row_end)                                                              \
+                    rows_fn(m, t, h, row, 1);                                                      \
             }                                                                                      \
-            if (row < m->row_end)                                                                  \
-                rows_fn(m, t, row, 1);                                                             \
         }                                                                                          \
     }
 

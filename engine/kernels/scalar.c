@@ -24,23 +24,32 @@ static void rmsnorm(const float *x, const float *weight, size_t n, size_t width,
 
 static void quantize(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum)
 {
-    for (size_t b = 0; b * KERNEL_BLOCK < n; b++) {
+    for (size_t b = 0; b * KERNEL_BLOCK < n; b++, q += KERNEL_Q_BYTES) {
         size_t begin = b * KERNEL_BLOCK;
         size_t len = n - begin < KERNEL_BLOCK ? n - begin : KERNEL_BLOCK;
         float max = 0;
         for (size_t i = 0; i < len; i++)
             max = fmaxf(max, fabsf(x[begin + i]));
 
-        float inverse = max > 0 ? 127.0f / max : 0;
+        float inverse = max > 0 ? KERNEL_Q_MAX / max : 0;
         int32_t total = 0;
-        memset(q + begin, 0, KERNEL_BLOCK);
+        memset(q, 0, KERNEL_Q_BYTES);
         for (size_t i = 0; i < len; i++) {
-            q[begin + i] = (int8_t)lrintf(x[begin + i] * inverse);
-            total += q[begin + i];
+            int32_t v = (int32_t)lrintf(x[begin + i] * inverse);
+            int32_t high = (int32_t)lrintf((float)v * (1.0f / KERNEL_Q_BASE));
+            q[i] = (int8_t)high;
+            q[KERNEL_BLOCK + i] = (int8_t)(v - KERNEL_Q_BASE * high);
+            total += v;
         }
-        scale[b] = max / 127.0f;
+        scale[b] = max / KERNEL_Q_MAX;
         sum[b] = total;
     }
+}
+
+/* Activation i of a block. */
+static int32_t activation(const int8_t *q, size_t i)
+{
+    return KERNEL_Q_BASE * q[i] + q[KERNEL_BLOCK + i];
 }
 
 static void store(const struct matmul *m, size_t row, size_t t, size_t r, float acc)
@@ -60,10 +69,10 @@ static void matmul_q8(const struct matmul *m)
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
-                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
+                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_Q_BYTES;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                        isum += q[i] * w[b * 512 + (i / 4) * 64 + r * 4 + i % 4];
+                        isum += activation(q, i) * w[b * 512 + (i / 4) * 64 + r * 4 + i % 4];
                     float s =
                         half_to_float(scale[b * KERNEL_TILE + r]) * x->scale[row * x->stride + b];
                     acc = fmaf((float)isum, s, acc);
@@ -85,11 +94,12 @@ static void matmul_q4(const struct matmul *m)
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
-                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
+                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_Q_BYTES;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK / 2; i++) {
                         uint8_t byte = w[b * 256 + (i / 4) * 64 + r * 4 + i % 4];
-                        isum += q[i] * (byte & 15) + q[i + 16] * (byte >> 4);
+                        isum +=
+                            activation(q, i) * (byte & 15) + activation(q, i + 16) * (byte >> 4);
                     }
                     float xscale = x->scale[row * x->stride + b];
                     float xsum = (float)x->sum[row * x->stride + b];

@@ -77,6 +77,15 @@ static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t wi
         out[i] = x[i] * scale * weight[i];
 }
 
+/* 32 small integers to 32 bytes. The packs work within 128-bit halves; the permutation puts the
+ * groups of four in order. */
+static inline __m256i x86_pack_bytes(const __m256i n[4])
+{
+    __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
 static inline void x86_quantize_block(const float *x, int8_t *q, float *scale, int32_t *sum)
 {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -87,24 +96,26 @@ static inline void x86_quantize_block(const float *x, int8_t *q, float *scale, i
         max8 = _mm256_max_ps(_mm256_and_ps(v[i], no_sign), max8);
     }
     float max = x86_fold_max(max8);
-    __m256 inverse = _mm256_set1_ps(max > 0 ? 127.0f / max : 0);
+    __m256 inverse = _mm256_set1_ps(max > 0 ? KERNEL_Q_MAX / max : 0);
 
-    __m256i n[4];
+    __m256i high[4];
+    __m256i low[4];
     __m256i total = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
-        n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-        total = _mm256_add_epi32(total, n[i]);
+        __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        total = _mm256_add_epi32(total, n);
+        high[i] = _mm256_cvtps_epi32(
+            _mm256_mul_ps(_mm256_cvtepi32_ps(n), _mm256_set1_ps(1.0f / KERNEL_Q_BASE)));
+        low[i] = _mm256_sub_epi32(
+            n, _mm256_sub_epi32(_mm256_slli_epi32(high[i], 8), high[i])); /* 255 * high */
     }
-    /* The packs work within 128-bit halves; the permutation puts the groups of four in order. */
-    __m256i packed =
-        _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
-    packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)q, packed);
+    _mm256_storeu_si256((__m256i *)q, x86_pack_bytes(high));
+    _mm256_storeu_si256((__m256i *)(q + KERNEL_BLOCK), x86_pack_bytes(low));
 
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    *scale = max / 127.0f;
+    *scale = max / KERNEL_Q_MAX;
     *sum = _mm_cvtsi128_si32(four);
 }
 
@@ -112,11 +123,11 @@ static void x86_quantize(const float *x, size_t n, int8_t *q, float *scale, int3
 {
     size_t b = 0;
     for (; (b + 1) * KERNEL_BLOCK <= n; b++)
-        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_BLOCK, scale + b, sum + b);
+        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_Q_BYTES, scale + b, sum + b);
     if (b * KERNEL_BLOCK < n) {
         float tail[KERNEL_BLOCK] = {0};
         memcpy(tail, x + b * KERNEL_BLOCK, (n - b * KERNEL_BLOCK) * sizeof(float));
-        x86_quantize_block(tail, q + b * KERNEL_BLOCK, scale + b, sum + b);
+        x86_quantize_block(tail, q + b * KERNEL_Q_BYTES, scale + b, sum + b);
     }
 }
 

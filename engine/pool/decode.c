@@ -1,0 +1,200 @@
+/* The decode pool: one step for all running sequences in one batch; sequences join and leave at
+ * every step. The pruned model decodes, or the full one where a request or the server says so.
+ * See pool_internal.h. */
+#include "engine/base/mem.h"
+#include "engine/base/system.h"
+#include "engine/pool/pool_internal.h"
+
+#include <string.h>
+
+#define MAX_RUNNING 512 /* more wait for the next free place */
+
+/* The decode thread's own state. */
+struct decode {
+    struct engine *engine;
+    struct sequence *running[MAX_RUNNING];
+    size_t n_running;
+    struct forward_slice *slices; /* [max rows of the forward] */
+    struct sequence **batch;
+    struct score_job *jobs;
+    size_t max_rows;
+};
+
+static const struct model *model_of(const struct engine *engine, const struct sequence *s)
+{
+    return s->request->decode == DECODE_PRUNED ? engine->pruned : engine->full;
+}
+
+static void cancel_finished(struct engine *engine, struct sequence *s)
+{
+    struct error err;
+    error_set(&err, ERROR_CANCELLED, "cancelled during decode");
+    sequence_finish(engine, s, &err);
+}
+
+static void drop_cancelled(struct decode *d)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < d->n_running; i++) {
+        if (atomic_load(&d->running[i]->request->cancelled))
+            cancel_finished(d->engine, d->running[i]);
+        else
+            d->running[n++] = d->running[i];
+    }
+    d->n_running = n;
+}
+
+static void count_step(struct engine *engine, const struct model *model, size_t n, uint64_t ns)
+{
+    pthread_mutex_lock(&engine->stats_lock);
+    engine->stats.generated_tokens += n;
+    engine->stats.decode_steps++;
+    engine->stats.decode_seconds += (double)ns / 1e9;
+    if (model == engine->pruned)
+        engine->stats.weight_bytes_decode_pruned += model->step_bytes;
+    else
+        engine->stats.weight_bytes_decode_full += model->step_bytes;
+    engine->decode_tick_ns = system_now_ns();
+    pthread_mutex_unlock(&engine->stats_lock);
+}
+
+/* One token for each of batch[n], all of one model. */
+static void step_batch(struct decode *d, const struct model *model, size_t n)
+{
+    struct engine *engine = d->engine;
+    size_t stride;
+    uint64_t begin = system_now_ns();
+
+    for (size_t i = 0; i < n; i++) {
+        struct sequence *s = d->batch[i];
+        kv_table_grow(engine->kv, &s->table, s->position + 1);
+        d->slices[i] = (struct forward_slice){
+            .tokens = &s->next_token,
+            .n_tokens = 1,
+            .position = s->position,
+            .pages = s->table.pages,
+            .logits = LOGITS_LAST,
+        };
+    }
+    const float *logits =
+        forward_run(engine->decode.forward, model, engine->kv, d->slices, n, &stride);
+    for (size_t i = 0; i < n; i++)
+        d->jobs[i] = sequence_job(engine, d->batch[i], logits + i * stride);
+    score_jobs_run(engine, &engine->decode, d->jobs, n);
+    count_step(engine, model, n, system_now_ns() - begin);
+    for (size_t i = 0; i < n; i++) {
+        d->batch[i]->position++;
+        d->batch[i]->finishing = sequence_accept(engine, d->batch[i], d->jobs[i].token);
+    }
+}
+
+static void step_model(struct decode *d, const struct model *model)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < d->n_running; i++) {
+        if (model_of(d->engine, d->running[i]) != model)
+            continue;
+        d->batch[n++] = d->running[i];
+        if (n == d->max_rows) {
+            step_batch(d, model, n);
+            n = 0;
+        }
+    }
+    if (n)
+        step_batch(d, model, n);
+}
+
+static void remove_finished(struct decode *d)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < d->n_running; i++) {
+        if (d->running[i]->finishing)
+            sequence_finish(d->engine, d->running[i], NULL);
+        else
+            d->running[n++] = d->running[i];
+    }
+    d->n_running = n;
+}
+
+/* Takes what prefill pushed; sleeps when there is nothing to run. False when the engine stops. */
+static bool wait_for_work(struct decode *d)
+{
+    struct stage *stage = &d->engine->decode;
+    pthread_mutex_lock(&stage->lock);
+    while (!stage->incoming_head && !d->n_running && !atomic_load(&d->engine->stopping))
+        pthread_cond_wait(&stage->wake, &stage->lock);
+    while (stage->incoming_head && d->n_running < MAX_RUNNING) {
+        struct sequence *s = stage->incoming_head;
+        stage->incoming_head = s->next;
+        if (!stage->incoming_head)
+            stage->incoming_tail = NULL;
+        d->running[d->n_running++] = s;
+    }
+    pthread_mutex_unlock(&stage->lock);
+    return !atomic_load(&d->engine->stopping);
+}
+
+static void set_busy(struct engine *engine, size_t n_running)
+{
+    pthread_mutex_lock(&engine->stats_lock);
+    if (!engine->decode_busy && n_running)
+        engine->decode_tick_ns = system_now_ns();
+    engine->decode_busy = n_running > 0;
+    engine->stats.sequences_decoding = (uint32_t)n_running;
+    pthread_mutex_unlock(&engine->stats_lock);
+}
+
+static void cancel_all(struct decode *d)
+{
+    do {
+        for (size_t i = 0; i < d->n_running; i++)
+            cancel_finished(d->engine, d->running[i]);
+        d->n_running = 0;
+        wait_for_work(d); /* stopping: does not sleep, takes what is left */
+    } while (d->n_running);
+    output_notify(d->engine);
+}
+
+/* Called by the prefill thread, which owns the request until the last push. Choices that ended with
+ * their first token go too: the decode thread finishes them, so that one thread ends a request. */
+void decode_take_over(struct engine *engine, struct request *request)
+{
+    struct stage *stage = &engine->decode;
+    pthread_mutex_lock(&stage->lock);
+    for (uint32_t i = 0; i < request->in.n; i++) {
+        struct sequence *s = &request->sequences[i];
+        s->next = NULL;
+        if (stage->incoming_tail)
+            stage->incoming_tail->next = s;
+        else
+            stage->incoming_head = s;
+        stage->incoming_tail = s;
+    }
+    pthread_cond_signal(&stage->wake);
+    pthread_mutex_unlock(&stage->lock);
+}
+
+void *decode_main(void *arg)
+{
+    struct engine *engine = arg;
+    size_t max_rows = engine->options.max_sequences;
+    struct forward_slice slices[max_rows];
+    struct sequence *batch[max_rows];
+    struct score_job jobs[max_rows];
+    struct decode d = {
+        .engine = engine, .slices = slices, .batch = batch, .jobs = jobs, .max_rows = max_rows};
+
+    while (wait_for_work(&d)) {
+        drop_cancelled(&d);
+        remove_finished(&d);
+        set_busy(engine, d.n_running);
+        if (engine->pruned)
+            step_model(&d, engine->pruned);
+        step_model(&d, engine->full);
+        remove_finished(&d);
+        set_busy(engine, d.n_running);
+        output_notify(engine);
+    }
+    cancel_all(&d);
+    return NULL;
+}

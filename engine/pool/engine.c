@@ -1,0 +1,158 @@
+/* The engine's door: opening, submitting, cancelling, statistics, closing. See engine.h. */
+#include "engine/base/log.h"
+#include "engine/base/mem.h"
+#include "engine/base/system.h"
+#include "engine/pool/pool_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *decode_mode_name(enum decode_mode mode)
+{
+    return mode == DECODE_PRUNED ? "pruned" : mode == DECODE_FULL ? "full" : "default";
+}
+
+int decode_mode_from_name(const char *name)
+{
+    if (strcmp(name, "pruned") == 0)
+        return DECODE_PRUNED;
+    return strcmp(name, "full") == 0 ? DECODE_FULL : -1;
+}
+
+static int check_prompt(const struct engine_request *r, struct error *err)
+{
+    int n_prompts = (r->messages != NULL) + (r->text != NULL) + (r->tokens != NULL);
+    if (n_prompts != 1)
+        return error_set(err, ERROR_INVALID,
+                         "prompt: expected exactly one of messages, text and tokens");
+    if (r->messages && !r->n_messages)
+        return error_set(err, ERROR_INVALID, "messages: expected at least one");
+    return 0;
+}
+
+static int check_request(const struct engine *engine, const struct engine_request *r,
+                         struct error *err)
+{
+    int rc = check_prompt(r, err);
+    if (rc)
+        return rc;
+    if (r->n < 1 || r->n > ENGINE_MAX_CHOICES)
+        return error_set(err, ERROR_INVALID, "n: %u, expected 1 to %d", r->n, ENGINE_MAX_CHOICES);
+    if (r->n > engine->options.max_sequences)
+        return error_set(err, ERROR_INVALID, "n: %u, this server decodes at most %u at once", r->n,
+                         engine->options.max_sequences);
+    if (r->n_logprobs > ENGINE_MAX_LOGPROBS)
+        return error_set(err, ERROR_INVALID, "logprobs: %d, expected at most %d", r->n_logprobs,
+                         ENGINE_MAX_LOGPROBS);
+    if (r->n_stops > ENGINE_MAX_STOPS)
+        return error_set(err, ERROR_INVALID, "stop: %zu strings, expected at most %d", r->n_stops,
+                         ENGINE_MAX_STOPS);
+    for (size_t i = 0; i < r->sampling.n_bias; i++)
+        if (r->sampling.bias[i].token < 0 ||
+            (uint32_t)r->sampling.bias[i].token >= engine->info.vocab_size)
+            return error_set(err, ERROR_INVALID,
+                             "logit_bias: token id %d is outside the vocabulary of %u tokens",
+                             r->sampling.bias[i].token, engine->info.vocab_size);
+    if (r->decode == DECODE_PRUNED && !engine->pruned)
+        return error_set(err, ERROR_INVALID,
+                         "overfill.decode: \"pruned\", but no pruned model is loaded");
+    return 0;
+}
+
+int engine_submit(struct engine *engine, const struct engine_request *in, uint64_t *ret_id,
+                  struct error *err)
+{
+    struct request *request;
+    if (atomic_load(&engine->draining) || atomic_load(&engine->stopping))
+        return error_set(err, ERROR_SHUTDOWN, "The server is shutting down.");
+    int rc = check_request(engine, in, err);
+    if (rc)
+        return rc;
+
+    pthread_mutex_lock(&engine->stats_lock);
+    bool full = engine->n_waiting >= engine->options.max_queue;
+    if (!full)
+        engine->n_waiting++;
+    pthread_mutex_unlock(&engine->stats_lock);
+    if (full)
+        return error_set(err, ERROR_BUSY,
+                         "The server is busy: %u requests are waiting. Please retry.",
+                         engine->options.max_queue);
+    rc = request_create(engine, in, system_now_ns(), &request, err);
+    if (rc) {
+        pthread_mutex_lock(&engine->stats_lock);
+        engine->n_waiting--;
+        pthread_mutex_unlock(&engine->stats_lock);
+        return rc;
+    }
+    registry_add(engine, request);
+    *ret_id = request->id;
+    stage_push_request(&engine->intake, request);
+    return 0;
+}
+
+void engine_cancel(struct engine *engine, uint64_t id)
+{
+    if (registry_cancel(engine, id)) {
+        stage_nudge(&engine->prefill);
+        stage_nudge(&engine->decode);
+    }
+}
+
+void engine_drain(struct engine *engine)
+{
+    atomic_store(&engine->draining, true);
+}
+
+void stage_push_request(struct stage *stage, struct request *request)
+{
+    pthread_mutex_lock(&stage->lock);
+    request_queue_push(&stage->incoming, request);
+    pthread_cond_signal(&stage->wake);
+    pthread_mutex_unlock(&stage->lock);
+}
+
+void stage_nudge(struct stage *stage)
+{
+    pthread_mutex_lock(&stage->lock);
+    stage->nudged = true;
+    pthread_cond_signal(&stage->wake);
+    pthread_mutex_unlock(&stage->lock);
+}
+
+void engine_get_info(const struct engine *engine, struct engine_info *ret_info)
+{
+    *ret_info = engine->info;
+}
+
+void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats)
+{
+    uint64_t now = system_now_ns();
+    pthread_mutex_lock(&engine->stats_lock);
+    *ret_stats = engine->stats;
+    ret_stats->requests_waiting = engine->n_waiting;
+    ret_stats->prefill_tick_age_s =
+        engine->prefill_busy ? (double)(now - engine->prefill_tick_ns) / 1e9 : 0;
+    ret_stats->decode_tick_age_s =
+        engine->decode_busy ? (double)(now - engine->decode_tick_ns) / 1e9 : 0;
+    pthread_mutex_unlock(&engine->stats_lock);
+    ret_stats->kv_pages_used = kv_pool_n_used(engine->kv);
+    ret_stats->kv_pages_total = kv_pool_n_pages(engine->kv);
+    ret_stats->kv_page_bytes = kv_page_bytes(kv_pool_layout(engine->kv));
+}
+
+const struct tokenizer *engine_tokenizer(const struct engine *engine)
+{
+    return engine->tokenizer;
+}
+
+int engine_render(const struct engine *engine, const struct chat_message *messages,
+                  size_t n_messages, struct chat_prompt *ret_prompt, struct error *err)
+{
+    if (!engine->chat_template) {
+        *err = engine->template_error;
+        return -(int)err->code;
+    }
+    return chat_template_render(engine->chat_template, messages, n_messages, true, ret_prompt, err);
+}

@@ -1,0 +1,196 @@
+/* What the files of engine/pool share: requests, sequences, and the engine itself.
+ *
+ * A request passes from owner to owner: intake thread -> prefill thread -> decode thread. Only the
+ * owner touches its fields, except those marked otherwise. Queues hand it over; their mutex makes
+ * the former owner's writes visible to the next. */
+#ifndef OVERFILL_ENGINE_POOL_POOL_INTERNAL_H
+#define OVERFILL_ENGINE_POOL_POOL_INTERNAL_H
+
+#include "engine/base/buf.h"
+#include "engine/base/team.h"
+#include "engine/engine.h"
+#include "engine/forward/forward.h"
+#include "engine/kv/kv.h"
+#include "engine/model/model.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define PREFILL_MAX_ROWS 512  /* tokens of one prefill step */
+#define PREFILL_MIN_ROWS 32   /* fewer would read the weights for too little work */
+#define PREFILL_LOGIT_ROWS 64 /* rows of logits of one prefill step */
+#define PREFILL_NICE 10       /* beside decode threads at 0: they run when decode leaves CPU time */
+#define REGISTRY_BUCKETS 1024
+
+/* Tokens, text and logprobs on their way out: filled by the owner, taken whole by engine_poll. */
+struct output_buffer {
+    struct engine_token *tokens;
+    size_t n_tokens, cap_tokens;
+    struct token_logprob *top;
+    size_t n_top, cap_top;
+    struct buf text;
+};
+
+/* One choice of a request. */
+struct sequence {
+    struct request *request;
+    uint32_t choice;
+    struct kv_table table;
+    uint32_t position;  /* tokens whose K and V are in the table */
+    int32_t next_token; /* sampled, not yet computed */
+    uint32_t n_generated;
+    struct sampler *sampler;
+    struct text_stream stream;
+    bool finishing; /* its last token is out; sequence_finish comes next */
+    bool finished;
+    struct sequence *next; /* in the decode queue */
+    /* the step at hand */
+    float logprob;
+    size_t n_top;
+    struct token_logprob top[ENGINE_MAX_LOGPROBS];
+};
+
+struct request {
+    uint64_t id;
+    struct engine_request in; /* deep copy; its pointers go into `storage` */
+    void *storage;
+    enum decode_mode decode;
+    uint64_t submitted_ns, prefill_ns, first_token_ns;
+    atomic_bool cancelled; /* set by any thread, acted on by the owner between steps */
+
+    struct token_list prompt;
+    uint32_t max_new; /* tokens a choice may generate */
+    uint32_t n_pages_reserved;
+    struct kv_table table; /* the prompt's, during prefill */
+    uint32_t n_prefilled;
+    struct engine_token *prompt_records; /* [prompt.n] with prompt_logprobs */
+    struct token_logprob *prompt_top;    /* [prompt.n][n_logprobs] */
+    struct sequence *sequences;          /* [in.n] */
+    uint32_t n_unfinished;
+    struct request *next; /* in the queue that holds it */
+
+    struct request *bucket_next; /* guarded by engine.registry_lock */
+
+    pthread_mutex_t out_lock; /* guards the following; the owner writes, engine_poll takes */
+    struct output_buffer back;
+    bool queued; /* in the ready list */
+    bool accepted, prompt_ready, done;
+    bool has_error;
+    bool output_failed; /* an allocation for output failed */
+    struct error error;
+    struct engine_usage usage;
+    struct request *ready_next; /* guarded by engine.ready_lock */
+
+    /* the consumer's */
+    struct output_buffer front;
+    bool ids_delivered, prompt_delivered;
+};
+
+struct request_queue {
+    struct request *head, *tail;
+};
+void request_queue_push(struct request_queue *queue, struct request *request);
+struct request *request_queue_pop(struct request_queue *queue);
+
+/* One pool: its threads and what they compute with. */
+struct stage {
+    pthread_t thread;
+    bool started;
+    struct team *team;
+    struct forward *forward;
+    struct sampling_scratch **scratch; /* [team size] */
+    pthread_mutex_t lock;              /* guards incoming and the wait */
+    pthread_cond_t wake;
+    bool nudged;                                    /* something changed: pages freed, a cancel */
+    struct request_queue incoming;                  /* intake, prefill */
+    struct sequence *incoming_head, *incoming_tail; /* decode */
+};
+
+struct engine {
+    struct engine_options options; /* strings are copies in `strings` */
+    char *model_id, *model_path, *pruned_path;
+    const struct kernels *kernels;
+    struct model *full, *pruned; /* pruned NULL without a twin */
+    struct tokenizer *tokenizer;
+    const struct chat_template *chat_template; /* NULL if the model has none */
+    struct error template_error;               /* why there is none */
+    int32_t *end_tokens;                       /* -1-terminated */
+    struct kv_pool *kv;
+    struct engine_info info;
+
+    struct stage intake, prefill, decode;
+    atomic_bool stopping, draining;
+
+    pthread_mutex_t registry_lock; /* guards buckets and next_id */
+    struct request *buckets[REGISTRY_BUCKETS];
+    uint64_t next_id;
+
+    pthread_mutex_t ready_lock; /* guards the ready list */
+    pthread_cond_t ready_wake;
+    struct request *ready_head, *ready_tail;
+    struct request *polled; /* the consumer's: whose output it is reading */
+    struct engine_output output;
+
+    pthread_mutex_t stats_lock; /* guards stats, tick times and the counts used for admission */
+    struct engine_stats stats;
+    uint32_t n_waiting;        /* submitted, prefill not begun */
+    uint32_t n_waiting_tokens; /* their prompt tokens, as far as tokenised */
+    uint32_t n_sequences;      /* admitted and not finished */
+    uint64_t prefill_tick_ns, decode_tick_ns;
+    bool prefill_busy, decode_busy;
+};
+
+/* request.c */
+int request_create(struct engine *engine, const struct engine_request *in, uint64_t now_ns,
+                   struct request **ret_request, struct error *err);
+int request_open_sequences(struct engine *engine, struct request *request, struct error *err);
+void request_free(struct request *request);
+
+/* registry.c: from ids to requests that are not yet freed */
+void registry_add(struct engine *engine, struct request *request);
+void registry_remove(struct engine *engine, struct request *request);
+bool registry_cancel(struct engine *engine, uint64_t id);
+
+/* output.c: all but output_notify may be called by the request's owner only */
+void output_accept(struct engine *engine, struct request *request);
+void output_prompt(struct engine *engine, struct request *request);
+/* The token just sampled for `sequence` (or -1) and its text. Returns `finish`, or FINISH_STOP when
+ * the token completed a stop string. */
+enum finish_reason output_token(struct engine *engine, struct sequence *sequence, int32_t token,
+                                enum finish_reason finish);
+/* The last output. Frees nothing: the consumer's next poll does. Counts it in the statistics. */
+void output_done(struct engine *engine, struct request *request, const struct error *error);
+/* Wakes the consumer if there is anything to poll; once a step, not once a token. */
+void output_notify(struct engine *engine);
+
+/* sample.c */
+struct score_job {
+    const float *logits;
+    struct sampler *sampler; /* NULL: only score `token` */
+    const int32_t *banned;
+    int32_t token; /* in without a sampler, out with one */
+    bool with_logprob;
+    size_t k;
+    float *ret_logprob;
+    struct token_logprob *top; /* [k] */
+    size_t *ret_n_top;
+};
+/* Runs the jobs on the stage's team. */
+void score_jobs_run(struct engine *engine, struct stage *stage, struct score_job *jobs, size_t n);
+struct score_job sequence_job(const struct engine *engine, struct sequence *sequence,
+                              const float *logits);
+/* Takes the sampled token: counts, sends it, decides whether the choice ends. True if it does. */
+bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token);
+/* Gives back pages; when it was the request's last choice, ends the request. */
+void sequence_finish(struct engine *engine, struct sequence *sequence, const struct error *error);
+
+/* threads */
+void *intake_main(void *engine);
+void *prefill_main(void *engine);
+void *decode_main(void *engine);
+void stage_push_request(struct stage *stage, struct request *request);
+/* Hands all choices of a prefilled request to the decode thread. */
+void decode_take_over(struct engine *engine, struct request *request);
+void stage_nudge(struct stage *stage);
+
+#endif

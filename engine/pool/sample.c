@@ -1,0 +1,107 @@
+/* From logits to accepted tokens, for both pools. See pool_internal.h. */
+#include "engine/base/system.h"
+#include "engine/pool/pool_internal.h"
+
+#include <math.h>
+
+struct score_context {
+    struct engine *engine;
+    struct stage *stage;
+    struct score_job *jobs;
+    size_t n;
+};
+
+static void score_one(struct score_context *c, unsigned member, struct score_job *job)
+{
+    uint32_t n_vocab = c->engine->info.vocab_size;
+    if (job->sampler)
+        job->token =
+            sampler_sample(job->sampler, job->logits, job->banned, c->stage->scratch[member]);
+    if (!job->with_logprob)
+        return;
+    size_t n_top =
+        sampling_logprobs(job->logits, n_vocab, job->token, job->k, job->ret_logprob, job->top);
+    if (job->ret_n_top)
+        *job->ret_n_top = n_top;
+}
+
+static void score_units(struct team *team, unsigned member, void *context)
+{
+    struct score_context *c = context;
+    size_t i;
+    while (team_claim(team, c->n, &i))
+        score_one(c, member, &c->jobs[i]);
+}
+
+void score_jobs_run(struct engine *engine, struct stage *stage, struct score_job *jobs, size_t n)
+{
+    struct score_context c = {engine, stage, jobs, n};
+    if (n == 1)
+        score_one(&c, 0, jobs);
+    else if (n > 1)
+        team_run(stage->team, score_units, &c);
+}
+
+struct score_job sequence_job(const struct engine *engine, struct sequence *sequence,
+                              const float *logits)
+{
+    const struct engine_request *in = &sequence->request->in;
+    bool no_end = in->ignore_eos || sequence->n_generated < in->min_tokens;
+    return (struct score_job){
+        .logits = logits,
+        .sampler = sequence->sampler,
+        .banned = no_end ? engine->end_tokens : NULL,
+        .with_logprob = in->n_logprobs >= 0,
+        .k = in->n_logprobs > 0 ? (size_t)in->n_logprobs : 0,
+        .ret_logprob = &sequence->logprob,
+        .top = sequence->top,
+        .ret_n_top = &sequence->n_top,
+    };
+}
+
+static void count_finish(struct engine *engine, enum finish_reason finish)
+{
+    pthread_mutex_lock(&engine->stats_lock);
+    if (finish == FINISH_STOP)
+        engine->stats.finished_stop++;
+    else
+        engine->stats.finished_length++;
+    pthread_mutex_unlock(&engine->stats_lock);
+}
+
+bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token)
+{
+    struct request *request = sequence->request;
+    enum finish_reason finish = FINISH_NONE;
+
+    if (!request->first_token_ns)
+        request->first_token_ns = system_now_ns();
+    sampler_accept(sequence->sampler, token);
+    sequence->n_generated++;
+    sequence->next_token = token;
+    if (tokenizer_is_end(engine->tokenizer, token))
+        finish = FINISH_STOP;
+    else if (sequence->n_generated >= request->max_new)
+        finish = FINISH_LENGTH;
+    finish = output_token(engine, sequence, token, finish);
+    if (finish != FINISH_NONE)
+        count_finish(engine, finish);
+    return finish != FINISH_NONE;
+}
+
+void sequence_finish(struct engine *engine, struct sequence *sequence, const struct error *error)
+{
+    struct request *request = sequence->request;
+    if (sequence->finished)
+        return;
+    sequence->finished = true;
+    kv_table_close(engine->kv, &sequence->table);
+    pthread_mutex_lock(&engine->stats_lock);
+    engine->n_sequences--;
+    pthread_mutex_unlock(&engine->stats_lock);
+    if (--request->n_unfinished)
+        return;
+    kv_pool_unreserve(engine->kv, request->n_pages_reserved);
+    stage_nudge(&engine->prefill); /* room for a waiting request */
+    output_done(engine, request, error);
+}

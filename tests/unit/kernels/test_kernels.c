@@ -1,0 +1,496 @@
+/* Every kernel of every table this CPU can run (and AVX-512 emulated) against scalar.c, bit for
+ * bit, on random and edge shapes; and scalar.c against plain arithmetic in double. */
+#include "engine/base/half.h"
+#include "engine/base/mem.h"
+#include "engine/kernels/kernels.h"
+#include "engine/kernels/lanes.h"
+#include "tests/unit/check.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(HAVE_SIMDE)
+extern const struct kernels KERNELS_AVX512_EMULATED;
+#endif
+
+static uint64_t seed = 1;
+
+static uint32_t random_bits(void)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(seed >> 32);
+}
+
+static float random_float(float scale)
+{
+    return ((float)random_bits() / 2147483648.0f - 1.0f) * scale;
+}
+
+/* Mostly small numbers and now and then a large one, as activations are. */
+static void fill(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = random_float(random_bits() % 50 ? 1.0f : 40.0f);
+}
+
+static size_t tables(const struct kernels *list[5])
+{
+    const struct kernels *available[4];
+    size_t n = 0;
+    size_t n_available = kernels_available(available);
+    for (size_t i = 1; i < n_available; i++)
+        list[n++] = available[i];
+#if defined(__x86_64__) && defined(HAVE_SIMDE)
+    if (n_available >= 2)
+        list[n++] = &KERNELS_AVX512_EMULATED;
+#endif
+    return n;
+}
+
+#define FOR_EACH_TABLE(k)                                                                          \
+    const struct kernels *list_[5];                                                                \
+    size_t n_tables_ = tables(list_);                                                              \
+    const struct kernels *k = n_tables_ ? list_[0] : NULL;                                         \
+    for (size_t i_ = 0; i_ < n_tables_; k = list_[++i_ < n_tables_ ? i_ : 0])
+
+static const size_t LENGTHS[] = {1, 3, 8, 15, 16, 17, 31, 32, 33, 64, 172, 576, 1689};
+#define N_LENGTHS (sizeof(LENGTHS) / sizeof(LENGTHS[0]))
+#define MAX_LENGTH 2048
+
+static void rmsnorm_gives_the_same_bits(void **state)
+{
+    float x[MAX_LENGTH];
+    float weight[MAX_LENGTH];
+    float expected[MAX_LENGTH];
+    float got[MAX_LENGTH];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t i = 0; i < N_LENGTHS; i++) {
+            size_t n = LENGTHS[i];
+            fill(x, n);
+            fill(weight, n);
+            KERNELS_SCALAR.rmsnorm(x, weight, n, n + i % 2, 1e-5f, expected);
+            k->rmsnorm(x, weight, n, n + i % 2, 1e-5f, got);
+            assert_memory_equal(got, expected, n * sizeof(float));
+        }
+    }
+}
+
+static void rmsnorm_is_the_formula(void **state)
+{
+    float x[100];
+    float weight[100];
+    float out[100];
+    double sum = 0;
+    (void)state;
+    fill(x, 100);
+    fill(weight, 100);
+    for (int i = 0; i < 100; i++)
+        sum += (double)x[i] * x[i];
+    KERNELS_SCALAR.rmsnorm(x, weight, 100, 90, 1e-5f, out);
+    for (int i = 0; i < 100; i++)
+        assert_true(fabs(out[i] - x[i] / sqrt(sum / 90 + 1e-5) * weight[i]) < 1e-4);
+}
+
+struct quantized {
+    int8_t q[MAX_LENGTH / KERNEL_BLOCK][KERNEL_Q_BYTES];
+    float scale[MAX_LENGTH / KERNEL_BLOCK];
+    int32_t sum[MAX_LENGTH / KERNEL_BLOCK];
+};
+
+static void quantize_gives_the_same_bits(void **state)
+{
+    static struct quantized expected;
+    static struct quantized got;
+    float x[MAX_LENGTH];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t i = 0; i < N_LENGTHS; i++) {
+            fill(x, LENGTHS[i]);
+            if (i % 3 == 0)
+                memset(x, 0, LENGTHS[i] * sizeof(float)); /* a block of zeros has scale 0 */
+            memset(&expected, 7, sizeof(expected));
+            memset(&got, 7, sizeof(got));
+            KERNELS_SCALAR.quantize(x, LENGTHS[i], expected.q[0], expected.scale, expected.sum);
+            k->quantize(x, LENGTHS[i], got.q[0], got.scale, got.sum);
+            assert_memory_equal(&got, &expected, sizeof(got));
+        }
+    }
+}
+
+static void quantize_keeps_the_value_and_its_digits_in_range(void **state)
+{
+    float x[KERNEL_BLOCK];
+    int8_t q[KERNEL_Q_BYTES];
+    float scale;
+    int32_t sum;
+    (void)state;
+    for (int round = 0; round < 2000; round++) {
+        int32_t total = 0;
+        fill(x, KERNEL_BLOCK);
+        KERNELS_SCALAR.quantize(x, KERNEL_BLOCK, q, &scale, &sum);
+        for (size_t i = 0; i < KERNEL_BLOCK; i++) {
+            int32_t v = KERNEL_Q_BASE * q[i] + q[KERNEL_BLOCK + i];
+            assert_true(fabsf((float)v * scale - x[i]) <= 0.51f * scale);
+            assert_int_not_equal(q[i], -128);
+            assert_int_not_equal(q[KERNEL_BLOCK + i], -128);
+            total += v;
+        }
+        assert_int_equal(total, sum);
+    }
+}
+
+/* A product of random weights and activations in one layout. */
+struct product {
+    size_t n_blocks, n_tiles, n_rows, stride;
+    size_t tile_bytes;
+    uint8_t *tiles;
+    struct quantized_rows x;
+    float *expected;
+    float *got;
+};
+
+static void product_open(struct product *p, bool q8, size_t n_blocks, size_t n_tiles, size_t n_rows,
+                         size_t extra)
+{
+    size_t weight_bytes = n_blocks * (q8 ? 512 : 256);
+    size_t n_halves = n_blocks * KERNEL_TILE * (q8 ? 1 : 2);
+    *p = (struct product){.n_blocks = n_blocks,
+                          .n_tiles = n_tiles,
+                          .n_rows = n_rows,
+                          .stride = n_blocks + extra,
+                          .tile_bytes =
+                              q8 ? kernel_tile_bytes_q8(n_blocks) : kernel_tile_bytes_q4(n_blocks)};
+    p->tiles = mem_alloc_aligned(n_tiles * p->tile_bytes);
+    for (size_t t = 0; t < n_tiles; t++) {
+        uint8_t *tile = p->tiles + t * p->tile_bytes;
+        for (size_t i = 0; i < weight_bytes; i++)
+            tile[i] = random_bits() % 20 ? (uint8_t)random_bits() : 0x80; /* the extreme -128 */
+        for (size_t i = 0; i < n_halves; i++)
+            ((uint16_t *)(void *)(tile + weight_bytes))[i] = float_to_half(random_float(0.01f));
+    }
+    float *row = mem_array(n_blocks * KERNEL_BLOCK, sizeof(float));
+    p->x = (struct quantized_rows){
+        .q = mem_calloc(n_rows * p->stride, KERNEL_Q_BYTES),
+        .scale = mem_calloc(n_rows * p->stride, sizeof(float)),
+        .sum = mem_calloc(n_rows * p->stride, sizeof(int32_t)),
+        .stride = p->stride,
+    };
+    for (size_t r = 0; r < n_rows; r++) {
+        fill(row, n_blocks * KERNEL_BLOCK);
+        KERNELS_SCALAR.quantize(row, n_blocks * KERNEL_BLOCK,
+                                p->x.q + r * p->stride * KERNEL_Q_BYTES, p->x.scale + r * p->stride,
+                                p->x.sum + r * p->stride);
+    }
+    mem_free(row);
+    size_t n_out = n_rows * n_tiles * KERNEL_TILE;
+    p->expected = mem_array(n_out, sizeof(float));
+    p->got = mem_array(n_out, sizeof(float));
+    fill(p->expected, n_out); /* what an accumulating product adds to */
+    memcpy(p->got, p->expected, n_out * sizeof(float));
+}
+
+static void product_close(struct product *p)
+{
+    mem_free(p->tiles);
+    mem_free(p->x.q);
+    mem_free(p->x.scale);
+    mem_free(p->x.sum);
+    mem_free(p->expected);
+    mem_free(p->got);
+}
+
+static struct matmul product_matmul(const struct product *p, float *out, bool accumulate)
+{
+    return (struct matmul){
+        .tiles = p->tiles,
+        .tile_bytes = p->tile_bytes,
+        .n_blocks = p->n_blocks,
+        .x = &p->x,
+        .row_end = p->n_rows,
+        .tile_end = p->n_tiles,
+        .out = out,
+        .out_stride = p->n_tiles * KERNEL_TILE,
+        .accumulate = accumulate,
+    };
+}
+
+static void run(const struct kernels *k, bool q8, const struct matmul *m)
+{
+    if (q8)
+        k->matmul_q8(m);
+    else
+        k->matmul_q4(m);
+}
+
+static void check_matmul(bool q8)
+{
+    static const size_t ROWS[] = {1, 2, 3, 4, 5, 7, 8, 9, 13};
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t i = 0; i < 9; i++) {
+            struct product p;
+            product_open(&p, q8, 1 + i * 3 % 7, 1 + i % 3, ROWS[i], i % 2);
+            struct matmul expected = product_matmul(&p, p.expected, i % 2);
+            struct matmul got = product_matmul(&p, p.got, i % 2);
+            run(&KERNELS_SCALAR, q8, &expected);
+            run(k, q8, &got);
+            assert_memory_equal(p.got, p.expected,
+                                p.n_rows * p.n_tiles * KERNEL_TILE * sizeof(float));
+            product_close(&p);
+        }
+    }
+}
+
+static void matmul_q8_gives_the_same_bits(void **state)
+{
+    (void)state;
+    check_matmul(true);
+}
+
+static void matmul_q4_gives_the_same_bits(void **state)
+{
+    (void)state;
+    check_matmul(false);
+}
+
+/* The promise behind reproducible answers: a row alone, or in a batch, or in part of the tiles. */
+static void a_row_does_not_depend_on_its_batch(void **state)
+{
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (int q8 = 0; q8 < 2; q8++) {
+            struct product p;
+            product_open(&p, q8, 5, 3, 11, 0);
+            struct matmul all = product_matmul(&p, p.expected, false);
+            run(k, q8, &all);
+            for (size_t r = 0; r < p.n_rows; r++) {
+                for (size_t t = 0; t < p.n_tiles; t++) {
+                    struct matmul one = all;
+                    one.row_begin = r;
+                    one.row_end = r + 1;
+                    one.tile_begin = t;
+                    one.tile_end = t + 1;
+                    one.out = p.got;
+                    run(k, q8, &one);
+                    assert_memory_equal(p.got, p.expected + r * all.out_stride + t * KERNEL_TILE,
+                                        KERNEL_TILE * sizeof(float));
+                }
+            }
+            product_close(&p);
+        }
+    }
+}
+
+static void matmul_is_the_product(void **state)
+{
+    (void)state;
+    for (int q8 = 0; q8 < 2; q8++) {
+        struct product p;
+        product_open(&p, q8, 3, 2, 2, 0);
+        struct matmul m = product_matmul(&p, p.got, false);
+        run(&KERNELS_SCALAR, q8, &m);
+        for (size_t row = 0; row < 2; row++) {
+            for (size_t o = 0; o < 2 * KERNEL_TILE; o++) {
+                const uint8_t *tile = p.tiles + o / KERNEL_TILE * p.tile_bytes;
+                const uint16_t *scale =
+                    (const uint16_t *)(const void *)(tile + p.n_blocks * (q8 ? 512 : 256));
+                size_t r = o % KERNEL_TILE;
+                double sum = 0;
+                for (size_t i = 0; i < p.n_blocks * KERNEL_BLOCK; i++) {
+                    size_t b = i / KERNEL_BLOCK;
+                    size_t j = i % KERNEL_BLOCK;
+                    const int8_t *q = p.x.q + (row * p.stride + b) * KERNEL_Q_BYTES;
+                    double x = (KERNEL_Q_BASE * q[j] + q[KERNEL_BLOCK + j]) *
+                               (double)p.x.scale[row * p.stride + b];
+                    double w = half_to_float(scale[b * KERNEL_TILE + r]);
+                    if (q8) {
+                        w *= (int8_t)tile[b * 512 + j / 4 * 64 + r * 4 + j % 4];
+                    } else {
+                        uint8_t byte = tile[b * 256 + j % 16 / 4 * 64 + r * 4 + j % 4];
+                        w = w * (j < 16 ? byte & 15 : byte >> 4) +
+                            half_to_float(scale[(p.n_blocks + b) * KERNEL_TILE + r]);
+                    }
+                    sum += w * x;
+                }
+                assert_true(fabs(sum - p.got[row * m.out_stride + o]) < 1e-3 * (1 + fabs(sum)));
+            }
+        }
+        product_close(&p);
+    }
+}
+
+static void silu_rope_and_halves_give_the_same_bits(void **state)
+{
+    float a[MAX_LENGTH];
+    float b[MAX_LENGTH];
+    float expected[MAX_LENGTH];
+    float got[MAX_LENGTH];
+    uint16_t half_expected[MAX_LENGTH];
+    uint16_t half_got[MAX_LENGTH];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t i = 0; i < N_LENGTHS; i++) {
+            size_t n = LENGTHS[i];
+            fill(a, n);
+            fill(b, n);
+            a[0] = i % 2 ? 1000.0f : -1000.0f; /* past where exp would overflow */
+            KERNELS_SCALAR.silu_mul(a, b, n, expected);
+            k->silu_mul(a, b, n, got);
+            assert_memory_equal(got, expected, n * sizeof(float));
+
+            memcpy(expected, a, n * sizeof(float));
+            memcpy(got, a, n * sizeof(float));
+            KERNELS_SCALAR.rope(expected, b, b + n / 2, n / 2);
+            k->rope(got, b, b + n / 2, n / 2);
+            assert_memory_equal(got, expected, n * sizeof(float));
+
+            a[0] = 1e-6f; /* a subnormal half */
+            KERNELS_SCALAR.float_to_half(a, n, half_expected);
+            k->float_to_half(a, n, half_got);
+            assert_memory_equal(half_got, half_expected, n * sizeof(uint16_t));
+            KERNELS_SCALAR.half_to_float(half_got, n, expected);
+            k->half_to_float(half_got, n, got);
+            assert_memory_equal(got, expected, n * sizeof(float));
+        }
+    }
+}
+
+/* Two pages, the second part-filled, for queries that see different numbers of keys. */
+struct attention {
+    size_t head_dim, n_q;
+    float q[6 * 128];
+    float keys[2][128 * KERNEL_PAGE_TOKENS];
+    float values[2][128 * KERNEL_PAGE_TOKENS];
+    uint8_t n_keys[2][6];
+    float state[6 * ATTEND_STATE(128)];
+};
+
+static void attention_open(struct attention *a, size_t head_dim, size_t n_q)
+{
+    a->head_dim = head_dim;
+    a->n_q = n_q;
+    fill(a->q, n_q * head_dim);
+    for (int page = 0; page < 2; page++) {
+        fill(a->keys[page], head_dim * KERNEL_PAGE_TOKENS);
+        fill(a->values[page], head_dim * KERNEL_PAGE_TOKENS);
+        for (size_t i = 0; i < n_q; i++)
+            a->n_keys[page][i] = page ? (uint8_t)(i * 6) : KERNEL_PAGE_TOKENS;
+    }
+    /* what no query sees may be anything */
+    for (size_t d = 0; d < head_dim; d++)
+        a->keys[1][d * KERNEL_PAGE_TOKENS + 31] = NAN;
+}
+
+static void attention_run_all(struct attention *a, const struct kernels *k)
+{
+    memset(a->state, 0, sizeof(a->state));
+    for (size_t i = 0; i < a->n_q; i++)
+        a->state[i * ATTEND_STATE(a->head_dim)] = -INFINITY;
+    for (int page = 0; page < 2; page++)
+        k->attend(&(struct attend_page){
+            .q = a->q,
+            .q_stride = a->head_dim,
+            .n_q = a->n_q,
+            .head_dim = a->head_dim,
+            .keys = a->keys[page],
+            .values = a->values[page],
+            .n_keys = a->n_keys[page],
+            .state = a->state,
+        });
+}
+
+static void attend_gives_the_same_bits(void **state)
+{
+    static struct attention a;
+    static float expected[sizeof(a.state) / sizeof(float)];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        static const size_t DIMS[] = {4, 8, 20, 64, 72, 128};
+        for (size_t i = 0; i < 6; i++) {
+            for (size_t n_q = 1; n_q <= 5; n_q++) {
+                attention_open(&a, DIMS[i], n_q);
+                attention_run_all(&a, &KERNELS_SCALAR);
+                memcpy(expected, a.state, sizeof(a.state));
+                attention_run_all(&a, k);
+                assert_memory_equal(a.state, expected, n_q * ATTEND_STATE(DIMS[i]) * sizeof(float));
+            }
+        }
+    }
+}
+
+static void attend_is_softmax_times_values(void **state)
+{
+    static struct attention a;
+    (void)state;
+    attention_open(&a, 16, 5);
+    attention_run_all(&a, &KERNELS_SCALAR);
+    for (size_t i = 0; i < a.n_q; i++) {
+        double score[64];
+        double max = -1e30;
+        double sum = 0;
+        size_t n = KERNEL_PAGE_TOKENS + a.n_keys[1][i];
+        for (size_t t = 0; t < n; t++) {
+            score[t] = 0;
+            for (size_t d = 0; d < 16; d++)
+                score[t] += (double)a.q[i * 16 + d] * a.keys[t / 32][d * 32 + t % 32];
+            max = fmax(max, score[t]);
+        }
+        for (size_t t = 0; t < n; t++)
+            sum += exp(score[t] - max);
+        for (size_t d = 0; d < 16; d++) {
+            double out = 0;
+            for (size_t t = 0; t < n; t++)
+                out += exp(score[t] - max) / sum * a.values[t / 32][t % 32 * 16 + d];
+            const float *s = a.state + i * ATTEND_STATE(16);
+            assert_true(fabs(out - s[2 + d] / s[1]) < 1e-3 * (1 + fabs(out)));
+        }
+    }
+}
+
+static void exp_is_exp(void **state)
+{
+    (void)state;
+    for (float x = -86; x < 87; x += 0.0137f)
+        assert_true(fabs(lane_exp(x) / exp((double)x) - 1) < 3e-7);
+    assert_true(lane_exp(-1e9f) < 1e-37f && lane_exp(-INFINITY) < 1e-37f);
+    assert_true(isfinite(lane_exp(1e9f)));
+}
+
+static void select_refuses_an_unknown_name(void **state)
+{
+    const struct kernels *k = NULL;
+    struct error err;
+    (void)state;
+    assert_int_equal(kernels_select("scalar", &k, &err), 0);
+    assert_ptr_equal(k, &KERNELS_SCALAR);
+    assert_true(kernels_select("mmx", &k, &err) < 0);
+    assert_non_null(strstr(err.message, "mmx"));
+    assert_ptr_equal(k, &KERNELS_SCALAR);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rmsnorm_gives_the_same_bits),
+        cmocka_unit_test(rmsnorm_is_the_formula),
+        cmocka_unit_test(quantize_gives_the_same_bits),
+        cmocka_unit_test(quantize_keeps_the_value_and_its_digits_in_range),
+        cmocka_unit_test(matmul_q8_gives_the_same_bits),
+        cmocka_unit_test(matmul_q4_gives_the_same_bits),
+        cmocka_unit_test(a_row_does_not_depend_on_its_batch),
+        cmocka_unit_test(matmul_is_the_product),
+        cmocka_unit_test(silu_rope_and_halves_give_the_same_bits),
+        cmocka_unit_test(attend_gives_the_same_bits),
+        cmocka_unit_test(attend_is_softmax_times_values),
+        cmocka_unit_test(exp_is_exp),
+        cmocka_unit_test(select_refuses_an_unknown_name),
+    };
+    return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
+}

@@ -145,7 +145,8 @@ def test_slow_body_does_not_hold_others(server):
 def test_slow_reader_does_not_hold_others(server):
     with server.connect(60) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        s.sendall(raw(server, server.chat("ab cd ef", stream=True, max_tokens=300, n=4,
+        n_tokens = 300 if server.kind == "fake" else 80  # more than the sockets' buffers hold
+        s.sendall(raw(server, server.chat("ab cd ef", stream=True, max_tokens=n_tokens, n=4,
                                           ignore_eos=True, temperature=0)))
         time.sleep(0.5)
         assert server.post(CHAT, server.chat(max_tokens=1)).status == 200

@@ -1,0 +1,88 @@
+/* overfill prune: a pruned twin of a model. The work is engine/prune's; this is its call. */
+#include "engine/prune/prune.h"
+
+#include "cli/cli.h"
+#include "engine/model/tensor.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void show_progress(void *user, const char *what, double share)
+{
+    cli_progress_show(user, what, share);
+}
+
+/* "q8_0", "bf16", ... or NULL to keep. Returns false after saying what is wrong. */
+static bool parse_type(const char *name, int *ret_type)
+{
+    *ret_type = PRUNE_TYPE_KEEP;
+    if (!name)
+        return true;
+    *ret_type = tensor_type_from_name(name);
+    return *ret_type == TENSOR_Q8_0 || *ret_type == TENSOR_BF16 || *ret_type == TENSOR_F16 ||
+           *ret_type == TENSOR_F32 || *ret_type == TENSOR_Q4_0 || *ret_type == TENSOR_Q4_1;
+}
+
+int cli_prune(int argc, char **argv)
+{
+    struct cli_progress progress = {0};
+    struct prune_options prune = {.progress = show_progress, .user = &progress};
+    struct prune_report report;
+    struct error err = {0};
+    const char *method = "minitron";
+    const char *type = NULL;
+    uint32_t n_tokens = 0;
+    const struct cli_option options[] = {
+        {"model", CLI_STRING, &prune.model_path, "FILE", "the full model, a GGUF file"},
+        {"out", CLI_STRING, &prune.out_path, "FILE", "where the twin goes"},
+        {"method", CLI_STRING, &method, "NAME",
+         "minitron: keep the channels with the largest activations [default minitron]"},
+        {"hidden", CLI_NUMBER, &prune.hidden, "N|SHARE",
+         "width to keep of the residual stream: above 1 a size, up to 1 a share, rounded to a "
+         "multiple of 32 [default all]",
+         0, 1e6},
+        {"mlp", CLI_NUMBER, &prune.mlp, "N|SHARE", "the same for the MLP [default all]", 0, 1e6},
+        {"calibration", CLI_STRING, &prune.calibration, "FILE",
+         "text, or JSONL with `prompt` or `text` fields"},
+        {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 65536]", 1, 1e9},
+        {"type", CLI_STRING, &type, "TYPE",
+         "q8_0, f16, bf16, f32, q4_0 or q4_1 for all matrices [default: as they are]"},
+        {"report", CLI_STRING, &prune.report_path, "FILE", "write a JSON report"},
+    };
+    const struct cli_command command = {
+        .name = "prune",
+        .synopsis = "overfill prune --model F --out P.gguf --hidden N --mlp N --calibration TEXT",
+        .summary =
+            "Makes a narrower twin with the same heads, layers and vocabulary, which decodes "
+            "on the full model's KV.",
+        .options = options,
+        .n_options = sizeof(options) / sizeof(options[0]),
+    };
+
+    int status = cli_parse(&command, argc, argv);
+    if (status != CLI_DONE)
+        return status == CLI_HELP_SHOWN ? CLI_DONE : status;
+    if (!prune.model_path)
+        return cli_fail("prune", CLI_WRONG_CALL, "--model: missing");
+    if (!prune.out_path)
+        return cli_fail("prune", CLI_WRONG_CALL, "--out: missing");
+    if (strcmp(method, "minitron") != 0)
+        return cli_fail("prune", CLI_WRONG_CALL, "--method: \"%s\", expected minitron", method);
+    if (!parse_type(type, &prune.type))
+        return cli_fail("prune", CLI_WRONG_CALL, "--type: \"%s\", expected q8_0, f16, bf16 or f32",
+                        type);
+    prune.n_tokens = n_tokens;
+
+    int rc = prune_run(&prune, &report, &err);
+    cli_progress_done(&progress);
+    if (rc)
+        return cli_fail("prune", err.code == ERROR_INVALID ? CLI_WRONG_CALL : CLI_FAILED, "%s",
+                        err.message);
+    fprintf(stderr,
+            "%s: hidden %u of %u (%.1f %% of its energy), MLP %u of %u (%.1f %%), %zu calibration "
+            "tokens, %.1f MB, %.1f s\n",
+            prune.out_path, report.hidden, report.hidden_full, 100 * report.hidden_energy,
+            report.mlp, report.mlp_full, 100 * report.mlp_energy, report.n_calibration_tokens,
+            (double)report.out_bytes / 1e6, report.seconds);
+    return CLI_DONE;
+}

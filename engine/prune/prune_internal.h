@@ -1,0 +1,44 @@
+/* What the files of engine/prune share. */
+#ifndef OVERFILL_ENGINE_PRUNE_PRUNE_INTERNAL_H
+#define OVERFILL_ENGINE_PRUNE_PRUNE_INTERNAL_H
+
+#include "engine/model/model_file.h"
+#include "engine/prune/prune.h"
+#include "engine/tokenizer/tokenizer.h"
+
+/* calibration.c: the tokens of the calibration text, at most n_tokens. The hash is FNV-1a 64 of the
+ * text that was read. */
+int calibration_read(const char *path, const struct tokenizer *tokenizer, size_t n_tokens,
+                     struct token_list *ret_tokens, uint64_t *ret_hash, struct error *err);
+
+/* importance.c: scores of the channels, higher is kept first. */
+struct importance {
+    uint32_t n_layers, hidden, mlp;
+    double *hidden_score; /* [hidden] */
+    double *mlp_score;    /* [n_layers][mlp] */
+};
+int importance_measure(const struct prune_options *options, const struct token_list *tokens,
+                       struct importance *ret_importance, struct error *err);
+void importance_free(struct importance *importance);
+
+/* select.c: which channels stay, in ascending order. */
+struct kept {
+    uint32_t hidden, mlp;
+    uint32_t *hidden_index; /* [hidden] */
+    uint32_t *mlp_index;    /* [n_layers][mlp] */
+    double hidden_energy, mlp_energy;
+};
+/* A width as given on the command line to channels, rounded to PRUNE_WIDTH_MULTIPLE. */
+int width_resolve(const char *name, double wanted, uint32_t full, uint32_t *ret_width,
+                  struct error *err);
+int kept_choose(const struct importance *importance, uint32_t hidden, uint32_t mlp,
+                struct kept *ret_kept, struct error *err);
+/* All channels, without a look at any text. */
+int kept_all(const struct model_params *params, struct kept *ret_kept, struct error *err);
+void kept_free(struct kept *kept);
+
+/* slice.c: the narrower model. */
+int slice_write(const struct prune_options *options, const struct model_file *file,
+                const struct kept *kept, uint64_t calibration_hash, struct error *err);
+
+#endif

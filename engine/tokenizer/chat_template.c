@@ -72,7 +72,7 @@ static void add(struct renderer *r, const char *text, size_t len, bool special)
     if (last && last->special == special) {
         last->len += len;
     } else {
-        if (p->n_spans == p->cap_spans) {
+        if (!p->spans || p->n_spans == p->cap_spans) {
             size_t cap = p->cap_spans ? 2 * p->cap_spans : 16;
             struct chat_span *spans = mem_realloc(p->spans, cap, sizeof(*spans));
             if (!spans) {

@@ -90,9 +90,21 @@ static int encode_word(void *user, const char *word, size_t len, struct error *e
     return rc;
 }
 
+static size_t count_spaces(const char *text, size_t len)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < len; i++)
+        n += text[i] == ' ';
+    return n;
+}
+
 static int escape_spaces(struct encoder *e, const char *text, size_t len, struct error *err)
 {
+    size_t bytes = len + (count_spaces(text, len) + 1) * SPACE_PIECE_BYTES;
+
     buf_clear(&e->escaped);
+    if (!buf_reserve(&e->escaped, bytes))
+        return error_memory(err, "text to tokenise", bytes);
     if (e->tokenizer->vocab->add_space_prefix && e->after_special)
         buf_append(&e->escaped, SPACE_PIECE, SPACE_PIECE_BYTES);
     for (size_t at = 0; at < len;) {
@@ -103,7 +115,7 @@ static int escape_spaces(struct encoder *e, const char *text, size_t len, struct
             buf_append(&e->escaped, SPACE_PIECE, SPACE_PIECE_BYTES);
         at += plain + (space != NULL);
     }
-    return e->escaped.failed ? error_memory(err, "text to tokenise", 3 * len) : 0;
+    return 0;
 }
 
 /* Text without a token goes byte by byte; without bytes in the vocabulary it is unknown. */

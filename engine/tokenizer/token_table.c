@@ -3,6 +3,7 @@
 
 #include "engine/base/mem.h"
 
+#include <assert.h>
 #include <string.h>
 
 #define MIN_SLOTS 64
@@ -70,6 +71,7 @@ int32_t text_table_find(const struct text_table *table, const char *text, size_t
 
 static struct merge *find_merge_slot(const struct merge_table *table, int32_t left, int32_t right)
 {
+    assert(table->slots);
     size_t i = merge_table_hash(left, right) & table->mask;
     while (table->slots[i].left >= 0 &&
            (table->slots[i].left != left || table->slots[i].right != right))

@@ -4,6 +4,7 @@
 #include "engine/base/mem.h"
 
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,7 +20,7 @@ bool buf_reserve(struct buf *b, size_t more)
     if (need <= b->cap)
         return true;
     size_t cap = b->cap ? b->cap : 256;
-    while (cap < need && cap <= need - cap / 2)
+    while (cap < need && cap <= SIZE_MAX - cap / 2)
         cap += cap / 2;
     if (cap < need)
         cap = need;

@@ -1,6 +1,8 @@
 /* From logits to the next token: penalties, bias, temperature, top-k, top-p, min-p, a seeded random
- * number generator, and log-probabilities. One sampler per choice, used by one thread at a time.
- * The same seed and logits give the same token on every machine. */
+ * number generator, and log-probabilities. They apply in vLLM's order: penalties, bias, banned
+ * tokens, temperature, min-p, top-k, top-p, draw. NaN logits are never chosen. One sampler per
+ * choice, used by one thread at a time. The same seed and logits give the same token on every
+ * machine. */
 #ifndef OVERFILL_ENGINE_SAMPLING_SAMPLER_H
 #define OVERFILL_ENGINE_SAMPLING_SAMPLER_H
 

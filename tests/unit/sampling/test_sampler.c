@@ -369,11 +369,11 @@ static void large_vocabularies_are_filtered_as_by_a_full_sort(void **state)
     enum { LARGE = 49152, K = 40 };
     static float x[LARGE];
     static struct ranked all[LARGE];
-    static bool allowed[LARGE];
+    static bool allowed[LARGE], drawn[LARGE];
     uint64_t random = 9;
     double total = 0, sum = 0;
     struct sampling_params p = SAMPLING_DEFAULTS;
-    size_t n_allowed = 0;
+    size_t n_allowed = 0, n_distinct = 0;
 
     for (int32_t i = 0; i < LARGE; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;
@@ -389,8 +389,14 @@ static void large_vocabularies_are_filtered_as_by_a_full_sort(void **state)
     }
     struct sampling_scratch *scratch = open_scratch(LARGE);
     struct sampler *s = open_sampler(&p, 0, LARGE, NULL, 0);
-    for (int i = 0; i < 300; i++)
-        assert_true(allowed[sampler_sample(s, x, NULL, scratch)]);
+    assert_true(n_allowed > 4000);
+    for (int i = 0; i < 300; i++) {
+        int32_t token = sampler_sample(s, x, NULL, scratch);
+        assert_true(allowed[token]);
+        n_distinct += !drawn[token];
+        drawn[token] = true;
+    }
+    assert_true(n_distinct > 250); /* the whole set is drawn from */
     sampler_close(s);
 
     p.top_p = 1;

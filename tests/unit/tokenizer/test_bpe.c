@@ -46,6 +46,17 @@ static void lowest_rank_merges_first(void **state)
     done(&v, t);
 }
 
+static void equal_ranks_merge_from_the_left(void **state)
+{
+    struct vocab v;
+    static const struct token tokens[] = {{"dd"}, {NULL}};
+    static const char *const list[] = {"d d", NULL};
+    make_byte_vocab(&v, "gpt-2", tokens, list);
+    struct tokenizer *t = open_tokenizer(&v);
+    assert_ids(t, "ddddd", 0, IDS(256, 256, 'd'));
+    done(&v, t);
+}
+
 static void merges_do_not_cross_words(void **state)
 {
     struct vocab v;
@@ -292,6 +303,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lowest_rank_merges_first),
+        cmocka_unit_test(equal_ranks_merge_from_the_left),
         cmocka_unit_test(merges_do_not_cross_words),
         cmocka_unit_test(llama3_takes_whole_words_without_merging),
         cmocka_unit_test(every_known_pattern_keeps_all_bytes),

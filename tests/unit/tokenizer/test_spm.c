@@ -12,17 +12,26 @@
     }
 #define SPACE "\xe2\x96\x81"
 
-enum { UNK, BOS, EOS, BYTE_NL, BYTE_C3, BYTE_A9, S, A, B, C, AB, BC, SA, ABC, LT };
+enum { UNK, BOS, EOS, BYTE_NL, BYTE_C3, BYTE_A9, S, A, B, C, AB, BC, SA, ABC, LT, BB };
 
 static const struct token tokens[] = {
-    [UNK] = {"<unk>", TOKEN_UNKNOWN},     [BOS] = {"<s>", TOKEN_CONTROL},
-    [EOS] = {"</s>", TOKEN_CONTROL},      [BYTE_NL] = {"<0x0A>", TOKEN_BYTE},
-    [BYTE_C3] = {"<0xC3>", TOKEN_BYTE},   [BYTE_A9] = {"<0xA9>", TOKEN_BYTE},
-    [S] = {SPACE, TOKEN_NORMAL, -100},    [A] = {"a", TOKEN_NORMAL, -101},
-    [B] = {"b", TOKEN_NORMAL, -102},      [C] = {"c", TOKEN_NORMAL, -103},
-    [AB] = {"ab", TOKEN_NORMAL, -2},      [BC] = {"bc", TOKEN_NORMAL, -1},
-    [SA] = {SPACE "a", TOKEN_NORMAL, -3}, [ABC] = {"abc", TOKEN_NORMAL, -4},
-    [LT] = {"<s", TOKEN_NORMAL, -5},      {NULL},
+    [UNK] = {"<unk>", TOKEN_UNKNOWN},
+    [BOS] = {"<s>", TOKEN_CONTROL},
+    [EOS] = {"</s>", TOKEN_CONTROL},
+    [BYTE_NL] = {"<0x0A>", TOKEN_BYTE},
+    [BYTE_C3] = {"<0xC3>", TOKEN_BYTE},
+    [BYTE_A9] = {"<0xA9>", TOKEN_BYTE},
+    [S] = {SPACE, TOKEN_NORMAL, -100},
+    [A] = {"a", TOKEN_NORMAL, -101},
+    [B] = {"b", TOKEN_NORMAL, -102},
+    [C] = {"c", TOKEN_NORMAL, -103},
+    [AB] = {"ab", TOKEN_NORMAL, -2},
+    [BC] = {"bc", TOKEN_NORMAL, -1},
+    [SA] = {SPACE "a", TOKEN_NORMAL, -3},
+    [ABC] = {"abc", TOKEN_NORMAL, -4},
+    [LT] = {"<s", TOKEN_NORMAL, -5},
+    [BB] = {"bb", TOKEN_NORMAL, -6},
+    {NULL},
 };
 
 static void open_spm(struct vocab *vocab, struct tokenizer **tokenizer, bool space_prefix)
@@ -59,12 +68,24 @@ static void equal_scores_merge_from_the_left(void **state)
     struct vocab v;
     struct tokenizer *t;
     open_spm(&v, &t, false);
-    v.score[BC] = v.score[AB];
+    assert_ids(t, "bbb", 0, IDS(BB, B));
     tokenizer_close(t);
+    v.score[BC] = v.score[AB];
+    v.kind[ABC] = TOKEN_CONTROL;
     t = open_tokenizer(&v);
-    assert_ids(t, "abab", 0, IDS(AB, AB));
-    v.score[ABC] = -200;
-    assert_ids(t, "abc", 0, IDS(ABC)); /* ab, then ab + c */
+    assert_ids(t, "abc", 0, IDS(AB, C));
+    done(&v, t);
+}
+
+/* Text may be cut at spaces only if no token goes on over one. */
+static void tokens_with_spaces_inside_are_found(void **state)
+{
+    static const struct token with_inner[] = {
+        {SPACE}, {"a"}, {"b"}, {"a" SPACE, 0, 1}, {"a" SPACE "b", 0, 1}, {NULL}};
+    struct vocab v;
+    make_vocab(&v, VOCAB_SPM, "default", with_inner, NULL);
+    struct tokenizer *t = open_tokenizer(&v);
+    assert_ids(t, "ba b", 0, IDS(2, 4));
     done(&v, t);
 }
 
@@ -186,6 +207,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(best_score_merges_first),
         cmocka_unit_test(equal_scores_merge_from_the_left),
+        cmocka_unit_test(tokens_with_spaces_inside_are_found),
         cmocka_unit_test(space_prefix_stands_before_the_text),
         cmocka_unit_test(space_prefix_comes_again_after_special_tokens),
         cmocka_unit_test(text_without_token_goes_byte_by_byte),

@@ -3,6 +3,7 @@
 #include "engine/base/mem.h"
 #include "engine/tokenizer/chat_families.h"
 #include "engine/tokenizer/chat_template.h"
+#include "engine/tokenizer/tokenizer_internal.h"
 #include "tests/unit/check.h"
 #include "tests/unit/tokenizer/vocabs.h"
 
@@ -303,6 +304,28 @@ static void contents_cannot_write_control_tokens(void **state)
     vocab_free(&v);
 }
 
+static void control_tokens_lie_inside_one_special_span(void **state)
+{
+    static const char text[] = "<|im_end|>";
+    struct vocab v;
+    struct error err = {0};
+    make_byte_vocab(&v, "smollm", extra, merges);
+    struct tokenizer *t = open_tokenizer(&v);
+    for (size_t cut = 0; cut <= strlen(text); cut++) {
+        for (int first = 0; first < 2; first++) {
+            const struct chat_span spans[] = {{0, cut, first}, {cut, strlen(text) - cut, !first}};
+            bool expected = (first && cut == strlen(text)) || (!first && cut == 0);
+            struct token_list list = {0};
+            assert_int_equal(tokenizer_encode_spans(t, text, strlen(text), spans, 2, &list, &err),
+                             0);
+            assert_int_equal(count(&list, 257), expected);
+            token_list_free(&list);
+        }
+    }
+    tokenizer_close(t);
+    vocab_free(&v);
+}
+
 /* The tokens are those of the whole text: template and content merge where they meet. */
 static void text_goes_on_from_template_to_content(void **state)
 {
@@ -378,6 +401,7 @@ int main(void)
         cmocka_unit_test(unknown_templates_are_refused_with_a_hint),
         cmocka_unit_test(all_families_are_in_the_list_of_names),
         cmocka_unit_test(contents_cannot_write_control_tokens),
+        cmocka_unit_test(control_tokens_lie_inside_one_special_span),
         cmocka_unit_test(text_goes_on_from_template_to_content),
         cmocka_unit_test(bos_is_added_once),
         cmocka_unit_test(every_failed_allocation_is_an_error),

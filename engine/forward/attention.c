@@ -17,14 +17,13 @@ static void rotate(const struct forward *f, float *x, uint32_t position)
     f->kernels->rope(x, m->rope_cos + position * half, m->rope_sin + position * half, half);
 }
 
-static void store_keys(const struct forward *f, size_t row, uint32_t layer, uint32_t head,
-                       const float *k)
+static void store_keys(const struct forward *f, size_t row, uint32_t head, const float *k)
 {
     uint32_t position = f->rows[row].position;
     uint32_t page = slice_of(f, row)->pages[position / KERNEL_PAGE_TOKENS];
     size_t t = position % KERNEL_PAGE_TOKENS;
     uint32_t head_dim = f->model->params.head_dim;
-    void *keys = kv_page_keys(f->pool, page, layer, head);
+    void *keys = kv_page_keys(f->pool, page, f->layer, head);
 
     if (kv_pool_layout(f->pool)->element_bytes == sizeof(float)) {
         for (size_t d = 0; d < head_dim; d++)
@@ -37,14 +36,13 @@ static void store_keys(const struct forward *f, size_t row, uint32_t layer, uint
         ((uint16_t *)keys)[d * KERNEL_PAGE_TOKENS + t] = half[d];
 }
 
-static void store_values(const struct forward *f, size_t row, uint32_t layer, uint32_t head,
-                         const float *v)
+static void store_values(const struct forward *f, size_t row, uint32_t head, const float *v)
 {
     uint32_t position = f->rows[row].position;
     uint32_t page = slice_of(f, row)->pages[position / KERNEL_PAGE_TOKENS];
     size_t t = position % KERNEL_PAGE_TOKENS;
     uint32_t head_dim = f->model->params.head_dim;
-    void *values = kv_page_values(f->pool, page, layer, head);
+    void *values = kv_page_values(f->pool, page, f->layer, head);
 
     if (kv_pool_layout(f->pool)->element_bytes == sizeof(float))
         memcpy((float *)values + t * head_dim, v, head_dim * sizeof(float));
@@ -66,12 +64,12 @@ static void store_query(struct forward *f, size_t row, uint32_t head, const floa
 
 /* `head` counts as in the packed qkv: q heads, k heads, v heads. tile[row - row_begin][head_pad].
  */
-void attention_store_head(struct forward *f, uint32_t layer, uint32_t head, size_t row_begin,
-                          size_t row_end, float *tile)
+void attention_store_head(struct forward *f, uint32_t head, size_t row_begin, size_t row_end,
+                          float *tile)
 {
     const struct model *m = f->model;
     const struct model_params *p = &m->params;
-    const struct layer *layer_weights = &m->layers[layer];
+    const struct layer *layer_weights = &m->layers[f->layer];
     const float *bias =
         layer_weights->qkv_bias ? layer_weights->qkv_bias + (size_t)head * m->head_pad : NULL;
     bool is_query = head < p->n_heads;
@@ -89,19 +87,18 @@ void attention_store_head(struct forward *f, uint32_t layer, uint32_t head, size
         if (is_query)
             store_query(f, row, head, x);
         else if (is_key)
-            store_keys(f, row, layer, head - p->n_heads, x);
+            store_keys(f, row, head - p->n_heads, x);
         else
-            store_values(f, row, layer, head - p->n_heads - p->n_kv_heads, x);
+            store_values(f, row, head - p->n_heads - p->n_kv_heads, x);
     }
 }
 
 /* Page i of the slice as float: in place if it is stored so, else converted to scratch. */
 static void load_page(const struct forward *f, const struct forward_slice *slice, size_t i,
-                      uint32_t layer, uint32_t kv_head, const struct member_scratch *scratch,
-                      struct attend_page *a)
+                      uint32_t kv_head, const struct member_scratch *scratch, struct attend_page *a)
 {
-    const void *keys = kv_page_keys(f->pool, slice->pages[i], layer, kv_head);
-    const void *values = kv_page_values(f->pool, slice->pages[i], layer, kv_head);
+    const void *keys = kv_page_keys(f->pool, slice->pages[i], f->layer, kv_head);
+    const void *values = kv_page_values(f->pool, slice->pages[i], f->layer, kv_head);
     size_t n = (size_t)a->head_dim * KERNEL_PAGE_TOKENS;
 
     if (kv_pool_layout(f->pool)->element_bytes == sizeof(float)) {
@@ -131,9 +128,9 @@ static void store_attention(struct forward *f, const struct attend_unit *u, uint
     }
 }
 
-/* unit: attend unit x KV head. */
-void attention_run(struct forward *f, unsigned member, uint32_t layer, size_t unit)
+void attention_unit(void *context, unsigned member, size_t unit)
 {
+    struct forward *f = context;
     const struct model_params *p = &f->model->params;
     const struct member_scratch *scratch = &f->scratch[member];
     const struct attend_unit *u = &f->attend_units[unit / p->n_kv_heads];
@@ -156,7 +153,7 @@ void attention_run(struct forward *f, unsigned member, uint32_t layer, size_t un
         s[0] = -INFINITY;
     }
     for (size_t page = 0; page * KERNEL_PAGE_TOKENS < first + u->n_rows; page++) {
-        load_page(f, slice, page, layer, kv_head, scratch, &a);
+        load_page(f, slice, page, kv_head, scratch, &a);
         for (size_t i = 0; i < a.n_q; i++) {
             size_t end = first + i / group + 1; /* causal: itself and what came before */
             size_t begin = page * KERNEL_PAGE_TOKENS;

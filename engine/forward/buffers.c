@@ -84,7 +84,7 @@ static bool open_buffers(struct forward *f, const struct sizes *s, size_t *total
     f->attn = floats(f->max_rows, f->heads_stride, total);
     f->mlp = floats(f->max_rows, f->mlp_stride, total);
     f->logits = floats(f->max_logit_rows, f->vocab_stride, total);
-    f->scratch = mem_calloc(team_size(f->team), sizeof(*f->scratch));
+    f->scratch = mem_calloc(crew_size(team_crew(f->team)), sizeof(*f->scratch));
     if (!f->rows || !f->attend_units || !f->logit_rows || !f->x || !f->normed || !f->q ||
         !f->attn || !f->mlp || !f->logits || !f->scratch)
         return false;
@@ -92,7 +92,7 @@ static bool open_buffers(struct forward *f, const struct sizes *s, size_t *total
         !open_quantized(&f->quantized_attn, f->max_rows, s->heads) ||
         !open_quantized(&f->quantized_mlp, f->max_rows, s->mlp))
         return false;
-    for (unsigned i = 0; i < team_size(f->team); i++)
+    for (unsigned i = 0; i < crew_size(team_crew(f->team)); i++)
         if (!open_scratch(&f->scratch[i], s, total))
             return false;
     return true;
@@ -132,7 +132,7 @@ void forward_close(struct forward *f)
 {
     if (!f)
         return;
-    for (unsigned i = 0; f->scratch && i < team_size(f->team); i++) {
+    for (unsigned i = 0; f->scratch && i < crew_size(team_crew(f->team)); i++) {
         mem_free(f->scratch[i].tile);
         mem_free(f->scratch[i].keys);
         mem_free(f->scratch[i].values);

@@ -1,125 +1,119 @@
 /* The forward pass, phase by phase. See forward.h; products are in linear.c, attention.c has what
- * its name says. Every phase is cut into units that the team's members claim; a barrier ends it. */
+ * its name says. The leader runs `pass`; each phase is one team_for over its units, whose function
+ * stands above it. */
 #include "engine/base/mem.h"
 #include "engine/forward/forward_internal.h"
 
 #include <assert.h>
 #include <string.h>
 
-static void barrier_tap(struct forward *f, unsigned member, enum forward_tap tap, uint32_t layer,
-                        const float *rows, uint32_t width, size_t stride)
+static void run_phase(struct forward *f, size_t n_units, team_unit_fn *fn)
 {
-    team_barrier(f->team);
-    if (!f->tap)
-        return;
-    if (member == 0)
-        f->tap(f->tap_user, tap, layer, rows, f->n_rows, width, stride);
-    team_barrier(f->team);
+    team_for(f->team, n_units, fn, f);
+}
+
+static void show_tap(const struct forward *f, enum forward_tap tap, const float *rows,
+                     uint32_t width, size_t stride)
+{
+    if (f->tap)
+        f->tap(f->tap_user, tap, f->layer, rows, f->n_rows, width, stride);
 }
 
 /* x = embedding of the token */
-static void embed(struct forward *f)
+static void embed_unit(void *context, unsigned member, size_t row)
 {
-    size_t row;
-    while (team_claim(f->team, f->n_rows, &row))
-        model_embed(f->model, f->rows[row].token, f->x + row * f->hidden_stride);
-    team_barrier(f->team);
+    const struct forward *f = context;
+    model_embed(f->model, f->rows[row].token, f->x + row * f->hidden_stride);
 }
 
 /* normed = rmsnorm(x), quantised */
+static void norm_unit(void *context, unsigned member, size_t row)
+{
+    const struct forward *f = context;
+    const struct model_params *p = &f->model->params;
+    float *out = f->normed + row * f->hidden_stride;
+    f->kernels->rmsnorm(f->x + row * f->hidden_stride, f->norm_weight, p->hidden, p->norm_width,
+                        p->rms_eps, out);
+    linear_prepare(f, out, p->hidden, row, 0, &f->quantized_normed);
+}
+
 static void norm(struct forward *f, const float *weight)
 {
-    const struct model_params *p = &f->model->params;
-    size_t row;
-    while (team_claim(f->team, f->n_rows, &row)) {
-        float *out = f->normed + row * f->hidden_stride;
-        f->kernels->rmsnorm(f->x + row * f->hidden_stride, weight, p->hidden, p->norm_width,
-                            p->rms_eps, out);
-        linear_prepare(f, out, p->hidden, row, 0, &f->quantized_normed);
-    }
+    f->norm_weight = weight;
+    run_phase(f, f->n_rows, norm_unit);
 }
 
 /* q, k, v = W normed, one head a unit: bias, norm, RoPE, and to its place while it is in cache */
-static void qkv(struct forward *f, unsigned member, uint32_t layer)
+static void qkv_unit(void *context, unsigned member, size_t unit)
+{
+    struct forward *f = context;
+    const struct model *m = f->model;
+    const struct matrix *w = &m->layers[f->layer].qkv;
+    size_t tiles = m->head_pad / KERNEL_TILE;
+    struct unit_range u = unit_at(unit, f->n_rows, w->n_rows / KERNEL_TILE, tiles);
+    float *tile = f->scratch[member].tile;
+
+    linear_run(f, &(struct linear){
+                      .w = w,
+                      .x = f->normed,
+                      .x_stride = f->hidden_stride,
+                      .quantized = &f->quantized_normed,
+                      .range = u,
+                      .out = tile,
+                      .out_stride = m->head_pad,
+                  });
+    attention_store_head(f, (uint32_t)(u.tile_begin / tiles), u.row_begin, u.row_end, tile);
+}
+
+static void qkv(struct forward *f)
 {
     const struct model *m = f->model;
-    const struct matrix *w = &m->layers[layer].qkv;
-    size_t tiles = m->head_pad / KERNEL_TILE;
-    size_t n_tiles = w->n_rows / KERNEL_TILE;
-    size_t n_units = unit_count(f->n_rows, n_tiles, tiles);
-    size_t unit;
-
-    while (team_claim(f->team, n_units, &unit)) {
-        struct unit_range u = unit_at(unit, f->n_rows, n_tiles, tiles);
-        float *tile = f->scratch[member].tile;
-        linear_run(f, &(struct linear){
-                          .w = w,
-                          .x = f->normed,
-                          .x_stride = f->hidden_stride,
-                          .quantized = &f->quantized_normed,
-                          .row_begin = u.row_begin,
-                          .row_end = u.row_end,
-                          .tile_begin = u.tile_begin,
-                          .tile_end = u.tile_end,
-                          .out = tile,
-                          .out_stride = m->head_pad,
-                      });
-        attention_store_head(f, layer, (uint32_t)(u.tile_begin / tiles), u.row_begin, u.row_end,
-                             tile);
-    }
-    team_barrier(f->team);
+    run_phase(f,
+              unit_count(f->n_rows, m->layers[f->layer].qkv.n_rows / KERNEL_TILE,
+                         m->head_pad / KERNEL_TILE),
+              qkv_unit);
 }
 
 /* attn = softmax(q K) V */
-static void attention(struct forward *f, unsigned member, uint32_t layer)
+static void attention(struct forward *f)
 {
-    size_t n_units = (size_t)f->n_attend_units * f->model->params.n_kv_heads;
-    size_t unit;
-    while (team_claim(f->team, n_units, &unit))
-        attention_run(f, member, layer, unit);
-    team_barrier(f->team);
+    run_phase(f, (size_t)f->n_attend_units * f->model->params.n_kv_heads, attention_unit);
 }
 
-static void quantize_attention(struct forward *f)
+static void quantize_attention_unit(void *context, unsigned member, size_t row)
 {
-    size_t n = f->model->layers[0].o.n_in;
-    size_t row;
-    if (!f->model->quantized)
-        return;
-    while (team_claim(f->team, f->n_rows, &row))
-        linear_prepare(f, f->attn + row * f->heads_stride, n, row, 0, &f->quantized_attn);
-    team_barrier(f->team);
+    const struct forward *f = context;
+    linear_prepare(f, f->attn + row * f->heads_stride, f->model->layers[0].o.n_in, row, 0,
+                   &f->quantized_attn);
 }
 
 /* x += W in */
+static void add_product_unit(void *context, unsigned member, size_t unit)
+{
+    const struct forward *f = context;
+    struct linear l = f->residual;
+    l.range = unit_at(unit, f->n_rows, l.w->n_rows / KERNEL_TILE, TILES_PLAIN);
+    l.out = f->x + l.range.row_begin * f->hidden_stride + l.range.tile_begin * KERNEL_TILE;
+    linear_run(f, &l);
+}
+
 static void add_product(struct forward *f, const struct matrix *w, const float *in,
                         size_t in_stride, const struct quantized_rows *quantized)
 {
-    size_t n_tiles = w->n_rows / KERNEL_TILE;
-    size_t n_units = unit_count(f->n_rows, n_tiles, TILES_PLAIN);
-    size_t unit;
-    while (team_claim(f->team, n_units, &unit)) {
-        struct unit_range u = unit_at(unit, f->n_rows, n_tiles, TILES_PLAIN);
-        linear_run(f, &(struct linear){
-                          .w = w,
-                          .x = in,
-                          .x_stride = in_stride,
-                          .quantized = quantized,
-                          .row_begin = u.row_begin,
-                          .row_end = u.row_end,
-                          .tile_begin = u.tile_begin,
-                          .tile_end = u.tile_end,
-                          .out = f->x + u.row_begin * f->hidden_stride + u.tile_begin * KERNEL_TILE,
-                          .out_stride = f->hidden_stride,
-                          .accumulate = true,
-                      });
-    }
-    team_barrier(f->team);
+    f->residual = (struct linear){
+        .w = w,
+        .x = in,
+        .x_stride = in_stride,
+        .quantized = quantized,
+        .out_stride = f->hidden_stride,
+        .accumulate = true,
+    };
+    run_phase(f, unit_count(f->n_rows, w->n_rows / KERNEL_TILE, TILES_PLAIN), add_product_unit);
 }
 
 /* One block of MLP channels of a unit's rows: silu(gate) * up, to float or quantised. The tile
  * holds 16 gates, 16 ups, and again. */
-static void activate(struct forward *f, const struct unit_range *u, const float *tile)
+static void activate(const struct forward *f, const struct unit_range *u, const float *tile)
 {
     size_t n_pairs = (u->tile_end - u->tile_begin) / 2;
     size_t stride = TILES_GATE_UP * KERNEL_TILE;
@@ -136,85 +130,83 @@ static void activate(struct forward *f, const struct unit_range *u, const float 
 }
 
 /* mlp = silu(W_gate normed) * (W_up normed), 32 channels a unit: one block of down's input */
-static void gate_up(struct forward *f, unsigned member, uint32_t layer)
+static void gate_up_unit(void *context, unsigned member, size_t unit)
 {
-    const struct matrix *w = &f->model->layers[layer].gate_up;
-    size_t n_tiles = w->n_rows / KERNEL_TILE;
-    size_t n_units = unit_count(f->n_rows, n_tiles, TILES_GATE_UP);
-    size_t stride = TILES_GATE_UP * KERNEL_TILE;
-    size_t unit;
+    const struct forward *f = context;
+    const struct matrix *w = &f->model->layers[f->layer].gate_up;
+    struct unit_range u = unit_at(unit, f->n_rows, w->n_rows / KERNEL_TILE, TILES_GATE_UP);
+    float *tile = f->scratch[member].tile;
 
-    while (team_claim(f->team, n_units, &unit)) {
-        struct unit_range u = unit_at(unit, f->n_rows, n_tiles, TILES_GATE_UP);
-        float *tile = f->scratch[member].tile;
-        linear_run(f, &(struct linear){
-                          .w = w,
-                          .x = f->normed,
-                          .x_stride = f->hidden_stride,
-                          .quantized = &f->quantized_normed,
-                          .row_begin = u.row_begin,
-                          .row_end = u.row_end,
-                          .tile_begin = u.tile_begin,
-                          .tile_end = u.tile_end,
-                          .out = tile,
-                          .out_stride = stride,
-                      });
-        activate(f, &u, tile);
-    }
+    linear_run(f, &(struct linear){
+                      .w = w,
+                      .x = f->normed,
+                      .x_stride = f->hidden_stride,
+                      .quantized = &f->quantized_normed,
+                      .range = u,
+                      .out = tile,
+                      .out_stride = TILES_GATE_UP * KERNEL_TILE,
+                  });
+    activate(f, &u, tile);
+}
+
+static void gate_up(struct forward *f)
+{
+    size_t n_tiles = f->model->layers[f->layer].gate_up.n_rows / KERNEL_TILE;
+    run_phase(f, unit_count(f->n_rows, n_tiles, TILES_GATE_UP), gate_up_unit);
 }
 
 /* logits = W_head rmsnorm(x), for the wanted rows only */
-static void head(struct forward *f)
+static void head_norm_unit(void *context, unsigned member, size_t i)
 {
-    const struct model *m = f->model;
-    const struct model_params *p = &m->params;
-    size_t n_tiles = m->head.n_rows / KERNEL_TILE;
-    size_t i;
-
-    while (team_claim(f->team, f->n_logit_rows, &i)) {
-        float *out = f->normed + i * f->hidden_stride;
-        f->kernels->rmsnorm(f->x + f->logit_rows[i] * f->hidden_stride, m->output_norm, p->hidden,
-                            p->norm_width, p->rms_eps, out);
-        linear_prepare(f, out, p->hidden, i, 0, &f->quantized_normed);
-    }
-    team_barrier(f->team);
-    while (team_claim(f->team, unit_count(f->n_logit_rows, n_tiles, TILES_HEAD), &i)) {
-        struct unit_range u = unit_at(i, f->n_logit_rows, n_tiles, TILES_HEAD);
-        linear_run(
-            f, &(struct linear){
-                   .w = &m->head,
-                   .x = f->normed,
-                   .x_stride = f->hidden_stride,
-                   .quantized = &f->quantized_normed,
-                   .row_begin = u.row_begin,
-                   .row_end = u.row_end,
-                   .tile_begin = u.tile_begin,
-                   .tile_end = u.tile_end,
-                   .out = f->logits + u.row_begin * f->vocab_stride + u.tile_begin * KERNEL_TILE,
-                   .out_stride = f->vocab_stride,
-               });
-    }
+    const struct forward *f = context;
+    const struct model_params *p = &f->model->params;
+    float *out = f->normed + i * f->hidden_stride;
+    f->kernels->rmsnorm(f->x + f->logit_rows[i] * f->hidden_stride, f->model->output_norm,
+                        p->hidden, p->norm_width, p->rms_eps, out);
+    linear_prepare(f, out, p->hidden, i, 0, &f->quantized_normed);
 }
 
-static void pass(struct team *team, unsigned member, void *context)
+static void head_unit(void *context, unsigned member, size_t unit)
 {
-    struct forward *f = context;
-    const struct model_params *p = &f->model->params;
-    (void)team;
+    const struct forward *f = context;
+    const struct matrix *w = &f->model->head;
+    struct unit_range u = unit_at(unit, f->n_logit_rows, w->n_rows / KERNEL_TILE, TILES_HEAD);
+    linear_run(f, &(struct linear){
+                      .w = w,
+                      .x = f->normed,
+                      .x_stride = f->hidden_stride,
+                      .quantized = &f->quantized_normed,
+                      .range = u,
+                      .out = f->logits + u.row_begin * f->vocab_stride + u.tile_begin * KERNEL_TILE,
+                      .out_stride = f->vocab_stride,
+                  });
+}
 
-    embed(f);
-    for (uint32_t l = 0; l < p->n_layers; l++) {
-        const struct layer *layer = &f->model->layers[l];
+static void head(struct forward *f)
+{
+    run_phase(f, f->n_logit_rows, head_norm_unit);
+    run_phase(f, unit_count(f->n_logit_rows, f->model->head.n_rows / KERNEL_TILE, TILES_HEAD),
+              head_unit);
+}
+
+static void pass(struct forward *f)
+{
+    const struct model_params *p = &f->model->params;
+
+    run_phase(f, f->n_rows, embed_unit);
+    for (f->layer = 0; f->layer < p->n_layers; f->layer++) {
+        const struct layer *layer = &f->model->layers[f->layer];
         norm(f, layer->attn_norm);
-        barrier_tap(f, member, TAP_ATTN_NORM, l, f->normed, p->hidden, f->hidden_stride);
-        qkv(f, member, l);
-        attention(f, member, l);
-        quantize_attention(f);
+        show_tap(f, TAP_ATTN_NORM, f->normed, p->hidden, f->hidden_stride);
+        qkv(f);
+        attention(f);
+        if (f->model->quantized)
+            run_phase(f, f->n_rows, quantize_attention_unit);
         add_product(f, &layer->o, f->attn, f->heads_stride, &f->quantized_attn);
         norm(f, layer->mlp_norm);
-        barrier_tap(f, member, TAP_MLP_NORM, l, f->normed, p->hidden, f->hidden_stride);
-        gate_up(f, member, l);
-        barrier_tap(f, member, TAP_MLP_HIDDEN, l, f->mlp, p->mlp, f->mlp_stride);
+        show_tap(f, TAP_MLP_NORM, f->normed, p->hidden, f->hidden_stride);
+        gate_up(f);
+        show_tap(f, TAP_MLP_HIDDEN, f->mlp, p->mlp, f->mlp_stride);
         add_product(f, &layer->down, f->mlp, f->mlp_stride, &f->quantized_mlp);
     }
     if (f->n_logit_rows)
@@ -254,7 +246,9 @@ const float *forward_run(struct forward *f, const struct model *model, const str
     f->n_rows = f->n_logit_rows = f->n_attend_units = 0;
     for (size_t i = 0; i < n_slices; i++)
         add_rows(f, (uint32_t)i);
-    team_run(f->team, pass, f);
+    team_begin(f->team);
+    pass(f);
+    team_end(f->team);
     *ret_stride = f->vocab_stride;
     return f->logits;
 }

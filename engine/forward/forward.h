@@ -24,7 +24,7 @@ struct forward_slice {
     enum logits_wanted logits;
 };
 
-/* What calibration looks at, called by member 0 between phases with all rows in place. */
+/* What calibration looks at, called by the leader between phases with all rows in place. */
 enum forward_tap {
     TAP_ATTN_NORM, /* [n_rows][hidden]: input of q, k, v */
     TAP_MLP_NORM,  /* [n_rows][hidden]: input of gate and up */
@@ -36,7 +36,8 @@ typedef void forward_tap_fn(void *user, enum forward_tap tap, uint32_t layer, co
 /* Buffers for one team; one pass at a time. */
 struct forward;
 
-/* For batches of up to max_rows tokens and max_logit_rows rows of logits, with any of the models.
+/* All teams of the team's crew are open. For batches of up to max_rows tokens and max_logit_rows
+ * rows of logits, with any of the models.
  */
 int forward_open(const struct model *const *models, size_t n_models, const struct kernels *kernels,
                  struct team *team, uint32_t max_rows, uint32_t max_logit_rows,

@@ -36,6 +36,24 @@ struct member_scratch {
     uint8_t *n_keys;
 };
 
+/* Part of a product: rows of the batch, tiles of the weights. */
+struct unit_range {
+    size_t row_begin, row_end;
+    size_t tile_begin, tile_end;
+};
+
+/* A part of a product, from float or quantised activations as the model has it. */
+struct linear {
+    const struct matrix *w;
+    const float *x; /* float activations, row 0 */
+    size_t x_stride;
+    const struct quantized_rows *quantized;
+    struct unit_range range;
+    float *out; /* of range.row_begin and the first output of range.tile_begin */
+    size_t out_stride;
+    bool accumulate;
+};
+
 struct forward {
     const struct kernels *kernels;
     struct team *team;
@@ -50,6 +68,10 @@ struct forward {
     uint32_t n_rows;
     uint32_t n_logit_rows;
     uint32_t n_attend_units;
+    /* the phase at hand; written by the leader before its units are given out */
+    uint32_t layer;
+    const float *norm_weight;
+    struct linear residual; /* add_product's, all but range and out */
 
     struct row *rows;                 /* [max_rows] */
     struct attend_unit *attend_units; /* [max_rows] at most */
@@ -69,35 +91,19 @@ struct forward {
     void *tap_user;
 };
 
-/* linear.c: a product's rows [row_begin, row_end) and tiles, from float or quantised activations as
- * the model has it. out: of row_begin and the first output of tile_begin. */
-struct linear {
-    const struct matrix *w;
-    const float *x; /* float activations, row 0 */
-    size_t x_stride;
-    const struct quantized_rows *quantized;
-    size_t row_begin, row_end;
-    size_t tile_begin, tile_end;
-    float *out;
-    size_t out_stride;
-    bool accumulate;
-};
+/* linear.c */
 void linear_run(const struct forward *f, const struct linear *linear);
 /* Quantises x[n], which is row `row` from block `block` on, if the model wants that. */
 void linear_prepare(const struct forward *f, const float *x, size_t n, size_t row, size_t block,
                     const struct quantized_rows *quantized);
 /* Cuts n_rows x n_tiles into units of ROW_UNIT rows and `tiles` tiles, rows fastest, so that
  * weights stay in cache from unit to unit. */
-struct unit_range {
-    size_t row_begin, row_end;
-    size_t tile_begin, tile_end;
-};
 size_t unit_count(size_t n_rows, size_t n_tiles, size_t tiles);
 struct unit_range unit_at(size_t unit, size_t n_rows, size_t n_tiles, size_t tiles);
 
 /* attention.c */
-void attention_store_head(struct forward *f, uint32_t layer, uint32_t head, size_t row_begin,
-                          size_t row_end, float *tile);
-void attention_run(struct forward *f, unsigned member, uint32_t layer, size_t unit);
+void attention_store_head(struct forward *f, uint32_t head, size_t row_begin, size_t row_end,
+                          float *tile);
+team_unit_fn attention_unit; /* unit: attend unit x KV head */
 
 #endif

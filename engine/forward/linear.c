@@ -13,11 +13,12 @@ void linear_prepare(const struct forward *f, const float *x, size_t n, size_t ro
 
 static void run_f32(const struct linear *l)
 {
-    const float *w = (const float *)(const void *)(l->w->data + l->tile_begin * l->w->tile_bytes);
-    for (size_t row = l->row_begin; row < l->row_end; row += KERNEL_F32_ROWS)
+    const float *w =
+        (const float *)(const void *)(l->w->data + l->range.tile_begin * l->w->tile_bytes);
+    for (size_t row = l->range.row_begin; row < l->range.row_end; row += KERNEL_F32_ROWS)
         kernel_matmul_f32(l->x + row * l->x_stride, l->x_stride, w, l->w->n_in,
-                          (l->tile_end - l->tile_begin) * KERNEL_TILE,
-                          l->out + (row - l->row_begin) * l->out_stride, l->out_stride,
+                          (l->range.tile_end - l->range.tile_begin) * KERNEL_TILE,
+                          l->out + (row - l->range.row_begin) * l->out_stride, l->out_stride,
                           l->accumulate);
 }
 
@@ -32,10 +33,10 @@ void linear_run(const struct forward *f, const struct linear *l)
         .tile_bytes = l->w->tile_bytes,
         .n_blocks = l->w->n_blocks,
         .x = l->quantized,
-        .row_begin = l->row_begin,
-        .row_end = l->row_end,
-        .tile_begin = l->tile_begin,
-        .tile_end = l->tile_end,
+        .row_begin = l->range.row_begin,
+        .row_end = l->range.row_end,
+        .tile_begin = l->range.tile_begin,
+        .tile_end = l->range.tile_end,
         .out = l->out,
         .out_stride = l->out_stride,
         .accumulate = l->accumulate,

@@ -116,13 +116,11 @@ static void remove_finished(struct decode *d)
     d->n_running = n;
 }
 
-/* Takes what prefill pushed; sleeps when there is nothing to run. False when the engine stops. */
-static bool wait_for_work(struct decode *d)
+static void take_incoming(struct decode *d)
 {
     struct stage *stage = &d->engine->decode;
+    atomic_store(&stage->pending, false); /* before looking: what comes later sets it again */
     pthread_mutex_lock(&stage->lock);
-    while (!stage->incoming_head && !d->n_running && !atomic_load(&d->engine->stopping))
-        pthread_cond_wait(&stage->wake, &stage->lock);
     while (stage->incoming_head && d->n_running < MAX_RUNNING) {
         struct sequence *s = stage->incoming_head;
         stage->incoming_head = s->next;
@@ -131,6 +129,16 @@ static bool wait_for_work(struct decode *d)
         d->running[d->n_running++] = s;
     }
     pthread_mutex_unlock(&stage->lock);
+}
+
+/* Waits until there is something to run, lending this thread to prefill meanwhile. False when the
+ * engine stops. */
+static bool wait_for_work(struct decode *d)
+{
+    struct stage *stage = &d->engine->decode;
+    if (!d->n_running)
+        team_wait(stage->team, &stage->pending);
+    take_incoming(d);
     return !atomic_load(&d->engine->stopping);
 }
 
@@ -150,7 +158,7 @@ static void cancel_all(struct decode *d)
         for (size_t i = 0; i < d->n_running; i++)
             cancel_finished(d->engine, d->running[i]);
         d->n_running = 0;
-        wait_for_work(d); /* stopping: does not sleep, takes what is left */
+        take_incoming(d);
     } while (d->n_running);
     output_notify(d->engine);
 }
@@ -170,8 +178,8 @@ void decode_take_over(struct engine *engine, struct request *request)
             stage->incoming_head = s;
         stage->incoming_tail = s;
     }
-    pthread_cond_signal(&stage->wake);
     pthread_mutex_unlock(&stage->lock);
+    stage_nudge(stage);
 }
 
 void *decode_main(void *arg)

@@ -109,14 +109,18 @@ void stage_push_request(struct stage *stage, struct request *request)
 {
     pthread_mutex_lock(&stage->lock);
     request_queue_push(&stage->incoming, request);
-    pthread_cond_signal(&stage->wake);
     pthread_mutex_unlock(&stage->lock);
+    stage_nudge(stage);
 }
 
 void stage_nudge(struct stage *stage)
 {
+    atomic_store(&stage->pending, true);
+    if (stage->team) {
+        team_notify(stage->team);
+        return;
+    }
     pthread_mutex_lock(&stage->lock);
-    stage->nudged = true;
     pthread_cond_signal(&stage->wake);
     pthread_mutex_unlock(&stage->lock);
 }

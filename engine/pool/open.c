@@ -42,8 +42,11 @@ static enum model_weights model_weights_of(enum weight_type type)
 static void resolve_options(struct engine_options *o)
 {
     unsigned n_cpus = system_cpu_count();
-    o->prefill_threads = o->prefill_threads ? o->prefill_threads : n_cpus;
-    o->decode_threads = o->decode_threads ? o->decode_threads : n_cpus;
+    /* Half each: together no more than there are CPUs, and a stage alone has them all anyway. */
+    if (!o->decode_threads)
+        o->decode_threads = n_cpus > 1 ? n_cpus / 2 : 1;
+    if (!o->prefill_threads)
+        o->prefill_threads = n_cpus > 1 ? n_cpus - n_cpus / 2 : 1;
     o->max_sequences = o->max_sequences ? o->max_sequences : DEFAULT_SEQUENCES;
     o->max_queue = o->max_queue ? o->max_queue : DEFAULT_QUEUE;
     o->max_queue_tokens = o->max_queue_tokens ? o->max_queue_tokens : DEFAULT_QUEUE_TOKENS;
@@ -231,23 +234,36 @@ static void fill_info(struct engine *engine)
     snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64, hash);
 }
 
-static int open_stage(struct engine *engine, struct stage *stage, const char *name,
-                      unsigned n_threads, int nice, uint32_t max_rows, uint32_t logit_rows,
-                      struct error *err)
+/* Both teams are open: any thread of the crew may work for any stage. */
+static int open_stage(struct engine *engine, struct stage *stage, uint32_t max_rows,
+                      uint32_t logit_rows, struct error *err)
 {
     const struct model *models[2] = {engine->full, engine->pruned};
-    int rc = team_open(n_threads, name, nice, &stage->team, err);
+    unsigned n_members = crew_size(engine->crew);
+    int rc = forward_open(models, engine->pruned ? 2 : 1, engine->kernels, stage->team, max_rows,
+                          logit_rows, &stage->forward, err);
     if (rc)
         return rc;
-    rc = forward_open(models, engine->pruned ? 2 : 1, engine->kernels, stage->team, max_rows,
-                      logit_rows, &stage->forward, err);
-    if (rc)
-        return rc;
-    stage->scratch = mem_calloc(n_threads, sizeof(struct sampling_scratch *));
+    stage->scratch = mem_calloc(n_members, sizeof(struct sampling_scratch *));
     if (!stage->scratch)
-        return error_memory(err, "sampling scratch", n_threads * sizeof(void *));
-    for (unsigned i = 0; i < n_threads && rc == 0; i++)
+        return error_memory(err, "sampling scratch", n_members * sizeof(void *));
+    for (unsigned i = 0; i < n_members && rc == 0; i++)
         rc = sampling_scratch_open(engine->info.vocab_size, &stage->scratch[i], err);
+    return rc;
+}
+
+static int open_stages(struct engine *engine, struct error *err)
+{
+    const struct engine_options *o = &engine->options;
+    int rc = crew_open(&engine->crew, err);
+    if (rc == 0)
+        rc = team_open(o->prefill_threads, "prefill", engine->crew, &engine->prefill.team, err);
+    if (rc == 0)
+        rc = team_open(o->decode_threads, "decode", engine->crew, &engine->decode.team, err);
+    if (rc == 0)
+        rc = open_stage(engine, &engine->prefill, PREFILL_MAX_ROWS, PREFILL_LOGIT_ROWS, err);
+    if (rc == 0)
+        rc = open_stage(engine, &engine->decode, o->max_sequences, o->max_sequences, err);
     return rc;
 }
 
@@ -264,7 +280,6 @@ static int start_thread(struct engine *engine, struct stage *stage, void *(*main
 
 static int open_all(struct engine *engine, struct error *err)
 {
-    const struct engine_options *o = &engine->options;
     int rc = kernels_select(getenv("OVERFILL_KERNELS"), &engine->kernels, err);
     if (rc == 0)
         rc = copy_names(engine, err);
@@ -276,11 +291,7 @@ static int open_all(struct engine *engine, struct error *err)
         return rc;
     fill_info(engine);
     openblas_set_num_threads(1); /* the teams are the threads; BLAS runs on their members */
-    rc = open_stage(engine, &engine->prefill, "prefill", o->prefill_threads, PREFILL_NICE,
-                    PREFILL_MAX_ROWS, PREFILL_LOGIT_ROWS, err);
-    if (rc == 0)
-        rc = open_stage(engine, &engine->decode, "decode", o->decode_threads, 0, o->max_sequences,
-                        o->max_sequences, err);
+    rc = open_stages(engine, err);
     if (rc == 0)
         rc = start_thread(engine, &engine->decode, decode_main, "decode", err);
     if (rc == 0)
@@ -326,14 +337,12 @@ static void join_stage(struct stage *stage)
     pthread_join(stage->thread, NULL);
 }
 
-static void close_stage(struct stage *stage)
+static void close_stage(struct engine *engine, struct stage *stage)
 {
-    if (stage->scratch)
-        for (unsigned i = 0; i < team_size(stage->team); i++)
-            sampling_scratch_close(stage->scratch[i]);
+    for (unsigned i = 0; stage->scratch && i < crew_size(engine->crew); i++)
+        sampling_scratch_close(stage->scratch[i]);
     mem_free(stage->scratch);
     forward_close(stage->forward);
-    team_close(stage->team);
     pthread_mutex_destroy(&stage->lock);
     pthread_cond_destroy(&stage->wake);
 }
@@ -353,9 +362,12 @@ void engine_close(struct engine *engine)
             request_free(request);
         }
     }
-    close_stage(&engine->intake);
-    close_stage(&engine->prefill);
-    close_stage(&engine->decode);
+    close_stage(engine, &engine->intake);
+    close_stage(engine, &engine->prefill);
+    close_stage(engine, &engine->decode);
+    team_close(engine->prefill.team);
+    team_close(engine->decode.team);
+    crew_close(engine->crew);
     kv_pool_close(engine->kv);
     tokenizer_close(engine->tokenizer);
     model_close(engine->full);

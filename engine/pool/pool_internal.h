@@ -19,7 +19,6 @@
 #define PREFILL_MAX_ROWS 512  /* tokens of one prefill step */
 #define PREFILL_MIN_ROWS 32   /* fewer would read the weights for too little work */
 #define PREFILL_LOGIT_ROWS 64 /* rows of logits of one prefill step */
-#define PREFILL_NICE 10       /* beside decode threads at 0: they run when decode leaves CPU time */
 #define REGISTRY_BUCKETS 1024
 
 /* Tokens, text and logprobs on their way out: filled by the owner, taken whole by engine_poll. */
@@ -67,6 +66,7 @@ struct request {
     struct token_logprob *prompt_top;    /* [prompt.n][n_logprobs] */
     struct sequence *sequences;          /* [in.n] */
     uint32_t n_unfinished;
+    bool choice_cut;      /* a choice ended without its last record: the request is not complete */
     struct request *next; /* in the queue that holds it */
 
     struct request *bucket_next; /* guarded by engine.registry_lock */
@@ -96,12 +96,12 @@ struct request *request_queue_pop(struct request_queue *queue);
 struct stage {
     pthread_t thread;
     bool started;
-    struct team *team;
+    struct team *team; /* NULL for intake, which computes nothing */
     struct forward *forward;
-    struct sampling_scratch **scratch; /* [team size] */
-    pthread_mutex_t lock;              /* guards incoming and the wait */
-    pthread_cond_t wake;
-    bool nudged;                                    /* something changed: pages freed, a cancel */
+    struct sampling_scratch **scratch;              /* [crew size] */
+    atomic_bool pending;                            /* something came in or changed: look again */
+    pthread_mutex_t lock;                           /* guards the following */
+    pthread_cond_t wake;                            /* intake's; the others wait with team_wait */
     struct request_queue incoming;                  /* intake, prefill */
     struct sequence *incoming_head, *incoming_tail; /* decode */
 };
@@ -118,6 +118,7 @@ struct engine {
     struct kv_pool *kv;
     struct engine_info info;
 
+    struct crew *crew; /* of the prefill and decode teams, which lend each other their threads */
     struct stage intake, prefill, decode;
     atomic_bool stopping, draining;
 
@@ -181,6 +182,8 @@ struct score_job sequence_job(const struct engine *engine, struct sequence *sequ
                               const float *logits);
 /* Takes the sampled token: counts, sends it, decides whether the choice ends. True if it does. */
 bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token);
+/* Ends a choice that was to have no tokens. Returns true, as the former. */
+bool sequence_skip(struct engine *engine, struct sequence *sequence);
 /* Gives back pages; when it was the request's last choice, ends the request. */
 void sequence_finish(struct engine *engine, struct sequence *sequence, const struct error *error);
 
@@ -191,6 +194,7 @@ void *decode_main(void *engine);
 void stage_push_request(struct stage *stage, struct request *request);
 /* Hands all choices of a prefilled request to the decode thread. */
 void decode_take_over(struct engine *engine, struct request *request);
+/* Makes the stage's thread look again: pages came free, a request was cancelled, the end. */
 void stage_nudge(struct stage *stage);
 
 #endif

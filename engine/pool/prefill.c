@@ -7,9 +7,6 @@
 
 #include <math.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #define MAX_PREFILLING 64 /* prompts in progress at once */
 /* Every so many steps the oldest prompt goes first, so that short ones cannot starve it. */
@@ -43,9 +40,10 @@ static void end_request(struct engine *engine, struct request *request, enum err
                         const char *why)
 {
     struct error err;
+    uint32_t n = request->in.n; /* with the last choice the request may be gone */
     error_set(&err, code, "%s", why);
     kv_table_close(engine->kv, &request->table);
-    for (uint32_t i = 0; i < request->in.n; i++)
+    for (uint32_t i = 0; i < n; i++)
         sequence_finish(engine, &request->sequences[i], &err);
 }
 
@@ -239,10 +237,8 @@ static void start_choices(struct prefill *p, struct request *request, const floa
     /* A choice that goes on is the decode thread's once pushed, so all are accepted first. */
     for (uint32_t i = 0; i < n; i++) {
         struct sequence *s = &request->sequences[i];
-        if (request->max_new)
-            s->finishing = sequence_accept(engine, s, p->jobs[i].token);
-        else
-            s->finishing = output_token(engine, s, -1, FINISH_LENGTH) != FINISH_NONE;
+        s->finishing = request->max_new ? sequence_accept(engine, s, p->jobs[i].token)
+                                        : sequence_skip(engine, s);
     }
     pthread_mutex_lock(&engine->stats_lock);
     engine->stats.generated_tokens += p->n_jobs;
@@ -306,16 +302,16 @@ static void step(struct prefill *p)
     output_notify(engine);
 }
 
-/* Sleeps until there is something to do. False when the engine stops. */
+/* Waits until there is something to do, lending this thread to decode meanwhile. False when the
+ * engine stops. */
 static bool wait_for_work(struct prefill *p)
 {
     struct stage *stage = &p->engine->prefill;
     struct request *request;
+    if (!p->n_active)
+        team_wait(stage->team, &stage->pending);
+    atomic_store(&stage->pending, false); /* before looking: what comes later sets it again */
     pthread_mutex_lock(&stage->lock);
-    while (!stage->incoming.head && !stage->nudged && !p->n_active &&
-           !atomic_load(&p->engine->stopping))
-        pthread_cond_wait(&stage->wake, &stage->lock);
-    stage->nudged = false;
     while ((request = request_queue_pop(&stage->incoming)))
         request_queue_push(&p->waiting, request);
     pthread_mutex_unlock(&stage->lock);
@@ -351,13 +347,13 @@ void *prefill_main(void *arg)
     struct score_job jobs[n_jobs];
 
     p.jobs = jobs;
-    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), PREFILL_NICE);
     while (wait_for_work(&p)) {
         drop_cancelled(&p);
         admit(&p);
         set_busy(engine, p.n_active);
         if (p.n_active)
             step(&p);
+        set_busy(engine, p.n_active); /* it may sleep now, and is not stuck then */
         output_notify(engine);
     }
     cancel_all(&p);

@@ -8,7 +8,6 @@ struct score_context {
     struct engine *engine;
     struct stage *stage;
     struct score_job *jobs;
-    size_t n;
 };
 
 static void score_one(struct score_context *c, unsigned member, struct score_job *job)
@@ -25,21 +24,16 @@ static void score_one(struct score_context *c, unsigned member, struct score_job
         *job->ret_n_top = n_top;
 }
 
-static void score_units(struct team *team, unsigned member, void *context)
+static void score_unit(void *context, unsigned member, size_t unit)
 {
     struct score_context *c = context;
-    size_t i;
-    while (team_claim(team, c->n, &i))
-        score_one(c, member, &c->jobs[i]);
+    score_one(c, member, &c->jobs[unit]);
 }
 
 void score_jobs_run(struct engine *engine, struct stage *stage, struct score_job *jobs, size_t n)
 {
-    struct score_context c = {engine, stage, jobs, n};
-    if (n == 1)
-        score_one(&c, 0, jobs);
-    else if (n > 1)
-        team_run(stage->team, score_units, &c);
+    struct score_context c = {engine, stage, jobs};
+    team_for(stage->team, n, score_unit, &c);
 }
 
 struct score_job sequence_job(const struct engine *engine, struct sequence *sequence,
@@ -89,12 +83,21 @@ bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t t
     return finish != FINISH_NONE;
 }
 
+bool sequence_skip(struct engine *engine, struct sequence *sequence)
+{
+    output_token(engine, sequence, -1, FINISH_LENGTH);
+    count_finish(engine, FINISH_LENGTH);
+    return true;
+}
+
 void sequence_finish(struct engine *engine, struct sequence *sequence, const struct error *error)
 {
     struct request *request = sequence->request;
+    struct error cut;
     if (sequence->finished)
         return;
     sequence->finished = true;
+    request->choice_cut |= error != NULL;
     kv_table_close(engine->kv, &sequence->table);
     pthread_mutex_lock(&engine->stats_lock);
     engine->n_sequences--;
@@ -102,6 +105,10 @@ void sequence_finish(struct engine *engine, struct sequence *sequence, const str
     if (--request->n_unfinished)
         return;
     kv_pool_unreserve(engine->kv, request->n_pages_reserved);
-    stage_nudge(&engine->prefill); /* room for a waiting request */
+    stage_nudge(&engine->prefill);       /* room for a waiting request */
+    if (!error && request->choice_cut) { /* cancelled while this choice was ending by itself */
+        error_set(&cut, ERROR_CANCELLED, "cancelled during decode");
+        error = &cut;
+    }
     output_done(engine, request, error);
 }

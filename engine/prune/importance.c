@@ -109,7 +109,7 @@ static int run_open(const char *path, struct run *run, struct error *err)
     if (rc == 0)
         rc = kv_table_open(&run->table, SAMPLE_TOKENS, err);
     if (rc == 0)
-        rc = team_open(system_cpu_count(), "prune", 0, &run->team, err);
+        rc = team_open(system_cpu_count(), "prune", NULL, &run->team, err);
     if (rc == 0)
         rc = kernels_select(getenv("OVERFILL_KERNELS"), &kernels, err);
     if (rc == 0)

@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#define BLOCK 512 /* logits weighed at once */
+
 /* Keeps the k best so far, best first. Equal logits stay in the order of ids, because ids come in
  * ascending order. */
 static size_t insert(struct token_logprob *top, size_t n, size_t k, int32_t token, float logit)
@@ -45,8 +47,11 @@ size_t sampling_logprobs(const float *logits, uint32_t n_vocab, int32_t token, s
         if (k)
             n = insert(top, n, k, (int32_t)i, x);
     }
-    for (uint32_t i = 0; i < n_vocab; i++)
-        sum += logits[i] == max ? 1 : sampling_exp((double)logits[i] - max);
+    for (uint32_t i = 0; i < n_vocab; i += BLOCK) {
+        float weights[BLOCK];
+        sum +=
+            sampling_weigh(logits + i, n_vocab - i < BLOCK ? n_vocab - i : BLOCK, max, 1, weights);
+    }
     double log_sum = sum > 0 ? log(sum) : 0;
 
     if (max == -INFINITY) /* no token is possible */

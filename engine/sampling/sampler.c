@@ -18,6 +18,7 @@ const struct sampling_params SAMPLING_DEFAULTS = {
 struct sampling_scratch {
     uint32_t n_vocab;
     float *logits;                         /* [n_vocab] penalised copy */
+    float *weights;                        /* [n_vocab] */
     struct sampling_candidate *candidates; /* [n_vocab] */
 };
 
@@ -38,7 +39,8 @@ int sampling_scratch_open(uint32_t n_vocab, struct sampling_scratch **ret, struc
     s->n_vocab = n_vocab;
     s->logits = mem_array(n_vocab, sizeof(*s->logits));
     s->candidates = mem_array(n_vocab, sizeof(*s->candidates));
-    if (!s->logits || !s->candidates) {
+    s->weights = mem_array(n_vocab, sizeof(*s->weights));
+    if (!s->logits || !s->weights || !s->candidates) {
         sampling_scratch_close(s);
         return error_memory(err, "sampling buffers", n_vocab * sizeof(*s->candidates));
     }
@@ -51,6 +53,7 @@ void sampling_scratch_close(struct sampling_scratch *scratch)
     if (!scratch)
         return;
     mem_free(scratch->logits);
+    mem_free(scratch->weights);
     mem_free(scratch->candidates);
     mem_free(scratch);
 }
@@ -191,29 +194,10 @@ static int32_t argmax(const float *logits, uint32_t n, const int32_t *banned)
     return best < 0 ? 0 : best;
 }
 
-/* Temperature and min-p: the tokens that are left, in the order of their ids. */
-static size_t collect(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
-                      float max, struct sampling_candidate *candidates)
+/* By min-p. The best token is probable whatever min_p says. */
+static bool is_probable(const struct sampling_params *p, float weight)
 {
-    double scale = 1.0 / p->temperature;
-    size_t n = 0;
-
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        /* differences first: logits of infinity make no NaN for the best token */
-        double weight = logits[i] == max ? 1 : sampling_exp(((double)logits[i] - max) * scale);
-        if (weight == 1 || (weight > 0 && weight >= p->min_p))
-            candidates[n++] = (struct sampling_candidate){
-                .logit = logits[i], .weight = (float)weight, .token = (int32_t)i};
-    }
-    return n;
-}
-
-static double sum_weights(const struct sampling_candidate *candidates, size_t n)
-{
-    double sum = 0;
-    for (size_t i = 0; i < n; i++)
-        sum += candidates[i].weight;
-    return sum;
+    return weight == 1 || (weight > 0 && weight >= p->min_p);
 }
 
 /* A run of candidates inside the scratch. */
@@ -222,20 +206,49 @@ struct range {
     size_t n;
 };
 
-static struct range keep_top_k(struct range r, size_t k)
+/* Temperature and min-p, and top-k with them: the last two each keep the best ones, so their order
+ * does not matter, and only what top-k leaves need be weighed. max: the highest logit. */
+static struct range keep_top_k(const struct sampling_params *p, const float *logits,
+                               uint32_t n_vocab, float max, struct sampling_scratch *scratch)
 {
-    if (k == 0 || k >= r.n)
-        return r;
-    select_heapify(r.first, r.n);
-    for (size_t i = 0; i < k; i++)
-        select_pop(r.first, r.n - i);
-    return (struct range){r.first + r.n - k, k};
+    struct sampling_candidate *c = scratch->candidates;
+    size_t n = select_top(logits, n_vocab, (size_t)p->top_k, c), kept = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        sampling_weigh(&c[i].logit, 1, max, 1.0 / p->temperature, &c[i].weight);
+        if (is_probable(p, c[i].weight))
+            c[kept++] = c[i];
+    }
+    return (struct range){c, kept};
+}
+
+/* The same for the whole vocabulary. */
+static struct range keep_all(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
+                             float max, struct sampling_scratch *scratch)
+{
+    size_t n = 0;
+
+    sampling_weigh(logits, n_vocab, max, 1.0 / p->temperature, scratch->weights);
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        if (is_probable(p, scratch->weights[i]))
+            scratch->candidates[n++] = (struct sampling_candidate){
+                .logit = logits[i], .weight = scratch->weights[i], .token = (int32_t)i};
+    }
+    return (struct range){scratch->candidates, n};
+}
+
+static double sum_weights(struct range r)
+{
+    double sum = 0;
+    for (size_t i = 0; i < r.n; i++)
+        sum += r.first[i].weight;
+    return sum;
 }
 
 /* The smallest set of the best tokens that together have top_p of the probability left. */
 static struct range keep_top_p(struct range r, float top_p)
 {
-    double total = sum_weights(r.first, r.n), sum = 0;
+    double total = sum_weights(r), sum = 0;
     double least = (1 - (double)top_p) * total / (double)r.n;
     size_t n = 0, kept = 0;
 
@@ -256,7 +269,7 @@ static struct range keep_top_p(struct range r, float top_p)
 
 static int32_t choose(struct range r, double random)
 {
-    double at = random * sum_weights(r.first, r.n);
+    double at = random * sum_weights(r);
 
     for (size_t i = 0; i < r.n; i++) {
         at -= r.first[i].weight;
@@ -275,9 +288,8 @@ int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32
 
     if (!(p->temperature > 0) || !(x[best] > -INFINITY))
         return best;
-    struct range r = {scratch->candidates, 0};
-    r.n = collect(p, x, sampler->n_vocab, x[best], scratch->candidates);
-    r = keep_top_k(r, p->top_k > 0 ? (size_t)p->top_k : 0);
-    r = keep_top_p(r, p->top_p);
-    return choose(r, draw(sampler));
+    bool by_k = p->top_k > 0 && (uint32_t)p->top_k < sampler->n_vocab;
+    struct range r = by_k ? keep_top_k(p, x, sampler->n_vocab, x[best], scratch)
+                          : keep_all(p, x, sampler->n_vocab, x[best], scratch);
+    return choose(keep_top_p(r, p->top_p), draw(sampler));
 }

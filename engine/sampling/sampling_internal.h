@@ -4,9 +4,12 @@
 
 #include "engine/sampling/sampler.h"
 
-/* e^x for x <= 0, 0 for NaN. Relative error below 1e-12 and the same bits on every machine and with
- * every C library, which is what makes a seed reproducible. */
-double sampling_exp(double x);
+/* weights[i] = e^((logits[i] - max) * scale), exactly 1 where logits[i] == max, 0 for NaN; returns
+ * their sum. max is the highest logit. The same bits on every machine and with every C library,
+ * which is what makes a seed reproducible. */
+double sampling_weigh(const float *logits, size_t n, float max, double scale, float *weights);
+/* The sum of n weights, in a fixed order. */
+double sampling_sum(const float *weights, size_t n);
 
 /* A token that may be drawn. */
 struct sampling_candidate {
@@ -14,6 +17,10 @@ struct sampling_candidate {
     float weight; /* proportional to its probability; 1 for the best */
     int32_t token;
 };
+
+/* The k best of logits[n] above -infinity to candidates[k], in no order; returns how many there
+ * are. Weights are left open. O(n + k log k log n) for logits in random order. */
+size_t select_top(const float *logits, size_t n, size_t k, struct sampling_candidate *candidates);
 
 /* candidates[n] to a heap with the best on top (ties: the lowest id). O(n). */
 void select_heapify(struct sampling_candidate *candidates, size_t n);

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <string.h>
 
+#define BLOCK 256        /* weights that are passed over at once */
 #define SEEN 0x80000000u /* in counts[]: the token is in seen[] */
 #define COUNT 0x7fffffffu
 
@@ -279,6 +280,29 @@ static int32_t choose(struct range r, double random)
     return r.first[r.n - 1].token; /* rounding took the last bit */
 }
 
+/* The same without filters, over weights[n] of all tokens: whole blocks are passed over. `best` is
+ * for when rounding took the last bit. */
+static int32_t choose_of_all(const float *weights, size_t n, double total, double random,
+                             int32_t best)
+{
+    double at = random * total;
+
+    for (size_t i = 0; i < n; i += BLOCK) {
+        size_t n_block = n - i < BLOCK ? n - i : BLOCK;
+        double sum = sampling_sum(weights + i, n_block);
+        if (at >= sum) {
+            at -= sum;
+            continue;
+        }
+        for (size_t j = i; j < i + n_block; j++) {
+            at -= weights[j];
+            if (at < 0)
+                return (int32_t)j;
+        }
+    }
+    return best;
+}
+
 int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32_t *banned,
                        struct sampling_scratch *scratch)
 {
@@ -288,6 +312,11 @@ int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32
 
     if (!(p->temperature > 0) || !(x[best] > -INFINITY))
         return best;
+    if (p->top_k <= 0 && !(p->top_p < 1) && !(p->min_p > 0)) {
+        double total =
+            sampling_weigh(x, sampler->n_vocab, x[best], 1.0 / p->temperature, scratch->weights);
+        return choose_of_all(scratch->weights, sampler->n_vocab, total, draw(sampler), best);
+    }
     bool by_k = p->top_k > 0 && (uint32_t)p->top_k < sampler->n_vocab;
     struct range r = by_k ? keep_top_k(p, x, sampler->n_vocab, x[best], scratch)
                           : keep_all(p, x, sampler->n_vocab, x[best], scratch);

@@ -33,14 +33,26 @@ static double plain_log_softmax(const float *logits, size_t n, size_t token)
     return (double)-logl(sum);
 }
 
-static void exponential_is_that_of_the_c_library(void **state)
+static void weights_are_exponentials_to_the_last_digits_of_a_float(void **state)
 {
-    for (double x = 0; x > -690; x -= 0.00731)
-        assert_true(fabs(sampling_exp(x) / exp(x) - 1) < 1e-12);
-    assert_true(sampling_exp(0) == 1);
-    assert_true(sampling_exp(-1e30) == 0);
-    assert_true(sampling_exp(-INFINITY) == 0);
-    assert_true(sampling_exp(NAN) == 0);
+    for (double x = 0; x > -80; x -= 0.00731) {
+        float logit = (float)x, weight;
+        sampling_weigh(&logit, 1, 0, 1, &weight);
+        assert_true(fabs(weight / exp(logit) - 1) < 6.1e-8); /* half a unit of a float */
+        sampling_weigh(&logit, 1, 0, 0.125, &weight);
+        assert_true(fabs(weight / exp(logit / 8) - 1) < 6.1e-8);
+    }
+}
+
+static void weights_at_the_edges(void **state)
+{
+    const float logits[] = {2, -INFINITY, NAN, -1e30f, 2, 1};
+    const float with_infinity[] = {INFINITY, 2, NAN};
+    float w[6];
+    assert_true(fabs(sampling_weigh(logits, 6, 2, 1, w) - (2 + exp(-1))) < 1e-7);
+    assert_true(w[0] == 1 && w[1] == 0 && w[2] == 0 && w[3] == 0 && w[4] == 1);
+    assert_true(sampling_weigh(with_infinity, 3, INFINITY, 1, w) == 1);
+    assert_true(w[0] == 1 && w[1] == 0 && w[2] == 0);
 }
 
 static void logprob_is_the_log_of_the_softmax(void **state)
@@ -135,7 +147,8 @@ static void logits_of_any_size_do_not_overflow(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(exponential_is_that_of_the_c_library),
+        cmocka_unit_test(weights_are_exponentials_to_the_last_digits_of_a_float),
+        cmocka_unit_test(weights_at_the_edges),
         cmocka_unit_test(logprob_is_the_log_of_the_softmax),
         cmocka_unit_test(top_is_that_of_a_full_sort),
         cmocka_unit_test(small_vocabularies_give_what_they_have),

@@ -83,6 +83,31 @@ static void frequencies_are_the_softmax(void **state)
         check_frequencies(&p, logits, NULL, ALL);
 }
 
+static void frequencies_are_the_softmax_in_large_vocabularies(void **state)
+{
+    enum { GROUP = 301 }; /* tokens of the same logit */
+    static float x[N * GROUP];
+    struct sampling_params p = SAMPLING_DEFAULTS;
+    double sum = 0, statistic = 0;
+    int counts[N] = {0};
+
+    for (int i = 0; i < N * GROUP; i++)
+        x[i] = logits[i / GROUP];
+    struct sampler *s = open_sampler(&p, 0, N * GROUP, NULL, 0);
+    struct sampling_scratch *scratch = open_scratch(N * GROUP);
+    for (int i = 0; i < DRAWS; i++)
+        counts[sampler_sample(s, x, NULL, scratch) / GROUP]++;
+    for (int i = 0; i < N; i++)
+        sum += exp(logits[i]);
+    for (int i = 0; i < N; i++) {
+        double expected = DRAWS * exp(logits[i]) / sum;
+        statistic += (counts[i] - expected) * (counts[i] - expected) / expected;
+    }
+    assert_true(statistic < 29.9);
+    sampling_scratch_close(scratch);
+    sampler_close(s);
+}
+
 static void temperature_sharpens_and_flattens(void **state)
 {
     struct sampling_params p = SAMPLING_DEFAULTS;
@@ -449,7 +474,7 @@ static void every_failed_allocation_is_an_error(void **state)
         sampler_close(s);
         sampling_scratch_close(scratch);
         if (!failed) {
-            assert_int_equal(k, 7);
+            assert_int_equal(k, 8);
             return;
         }
     }
@@ -475,6 +500,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(frequencies_are_the_softmax),
+        cmocka_unit_test(frequencies_are_the_softmax_in_large_vocabularies),
         cmocka_unit_test(temperature_sharpens_and_flattens),
         cmocka_unit_test(temperature_zero_takes_the_best_and_of_equals_the_lowest),
         cmocka_unit_test(tiny_temperature_is_nearly_greedy),

@@ -1,18 +1,32 @@
 /* Which kernels this CPU gets, and the tile sizes. See kernels.h. */
 #include "engine/kernels/kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
 #define TILE_ALIGN 64
+
+#if defined(__x86_64__)
+/* clang 14 does not know this feature's name. */
+static bool has_f16c(void)
+{
+    unsigned a;
+    unsigned b;
+    unsigned c;
+    unsigned d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 size_t kernels_available(const struct kernels *ret_tables[4])
 {
     size_t n = 0;
     ret_tables[n++] = &KERNELS_SCALAR;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         ret_tables[n++] = &KERNELS_AVX2;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))

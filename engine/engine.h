@@ -42,8 +42,8 @@ struct engine_options {
     enum kv_type kv_type;
     uint32_t context; /* tokens a request may use, prompt + answer; 0: min(trained, 8192) */
     size_t kv_bytes;  /* budget of all KV pages; 0: a quarter of the memory, at most 4 GiB */
-    uint32_t prefill_threads;  /* 0: all CPUs this process may use */
-    uint32_t decode_threads;   /* 0: the same */
+    uint32_t prefill_threads;  /* lent to decode while idle; 0: half of the process's CPUs */
+    uint32_t decode_threads;   /* lent to prefill while idle; 0: the other half */
     uint32_t max_sequences;    /* sequences decoding at once; 0: 64 */
     uint32_t max_queue;        /* requests waiting; 0: 512. Past it engine_submit is ERROR_BUSY */
     uint32_t max_queue_tokens; /* prompt tokens waiting; 0: 1,000,000 */

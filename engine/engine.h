@@ -125,8 +125,8 @@ struct engine_output {
     bool accepted; /* set from the first output on: tokenised, within limits, queued */
     const int32_t
         *prompt_ids; /* set with the first output only, else NULL; [usage.prompt_tokens] */
-    const struct engine_token *prompt; /* prompt logprobs when they are complete, else NULL; */
-    size_t n_prompt;                   /*   [0].logprob is NAN; text fields unused; */
+    const struct engine_token *prompt;      /* prompt logprobs when they are complete, else NULL; */
+    size_t n_prompt;                        /*   [0].logprob is NAN; text fields unused; */
     const struct token_logprob *prompt_top; /* what prompt[i].top_start counts in */
     const struct engine_token *tokens;
     size_t n_tokens;

@@ -7,8 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define MEM_ALIGN 64 /* alignment in bytes of mem_alloc_aligned: a cache line, an AVX-512 vector   \
-                      */
+#define MEM_ALIGN 64 /* bytes; of mem_alloc_aligned: a cache line, an AVX-512 vector */
 
 void *mem_alloc(size_t bytes);
 void *mem_calloc(size_t n, size_t size);           /* zeroed, n * size checked */

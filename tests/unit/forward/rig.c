@@ -43,7 +43,7 @@ void rig_open(struct rig *rig, const struct rig_options *o)
     if (rc == 0)
         rc = kv_pool_open(&layout, 160 * kv_page_bytes(&layout), &rig->pool, &err);
     if (rc == 0)
-        rc = team_open(o->n_threads, "test", 0, &rig->team, &err);
+        rc = team_open(o->n_threads, "test", NULL, &rig->team, &err);
     if (rc == 0)
         rc = forward_open(models, rig->twin ? 2 : 1, kernels, rig->team, RIG_MAX_ROWS, RIG_MAX_ROWS,
                           &rig->forward, &err);

@@ -256,7 +256,7 @@ static bool open_with_failure(const char *path, unsigned long k)
     mem_fail_at(k);
     rc = model_open(file, MODEL_WEIGHTS_AUTO, 32, NULL, NULL, &model, &err);
     if (rc == 0)
-        rc = team_open(2, "test", 0, &team, &err);
+        rc = team_open(2, "test", NULL, &team, &err);
     if (rc == 0)
         rc = forward_open(&(const struct model *){model}, 1, kernels, team, 8, 8, &forward, &err);
     mem_fail_at(0);

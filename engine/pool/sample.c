@@ -102,10 +102,12 @@ void sequence_finish(struct engine *engine, struct sequence *sequence, const str
     pthread_mutex_lock(&engine->stats_lock);
     engine->n_sequences--;
     pthread_mutex_unlock(&engine->stats_lock);
-    if (--request->n_unfinished)
+    bool last = --request->n_unfinished == 0;
+    if (last)
+        kv_pool_unreserve(engine->kv, request->n_pages_reserved);
+    stage_nudge(&engine->prefill); /* room for a waiting request */
+    if (!last)
         return;
-    kv_pool_unreserve(engine->kv, request->n_pages_reserved);
-    stage_nudge(&engine->prefill);       /* room for a waiting request */
     if (!error && request->choice_cut) { /* cancelled while this choice was ending by itself */
         error_set(&cut, ERROR_CANCELLED, "cancelled during decode");
         error = &cut;

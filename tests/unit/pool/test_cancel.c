@@ -154,6 +154,34 @@ static void waiting_request_runs_when_there_is_room(void **state)
     engine_close(engine);
 }
 
+/* A choice that ends gives its place away at once, while the others of its request go on. */
+static void ended_choice_makes_room(void **state)
+{
+    struct engine_options o = long_options(*state);
+    o.max_sequences = 2;
+    struct engine *engine = rig_open(&o);
+    static struct rig_result first, second;
+    struct engine_request r = endless();
+    r.max_tokens = 100;
+    struct rig_result *short_one = rig_run(engine, r);
+    assert_true(short_one->choices[0].text_len > 40);
+    struct stop_string stop = {short_one->choices[0].text + 20, 16};
+    r = endless();
+    r.n = 2;
+    r.stops = &stop; /* the first choice will say so, the second hardly */
+    r.n_stops = 1;
+    rig_submit(engine, r, &first);
+    rig_submit(engine, rig_request(prompt, 10), &second);
+    rig_collect_one(engine, &second);
+    rig_expect_ok(&second);
+    assert_int_equal(first.choices[0].finish, FINISH_STOP);
+    assert_false(first.done);
+    assert_int_equal(first.choices[1].finish, FINISH_NONE);
+    cancel_and_collect(engine, &first);
+    engine_close(engine);
+    free(short_one);
+}
+
 /* Pages are set aside for the worst case, so a request waits rather than fail half way. */
 static void waiting_request_gets_the_pages_of_another(void **state)
 {
@@ -419,6 +447,7 @@ int main(void)
         cmocka_unit_test(cancelled_in_the_queue),
         cmocka_unit_test(cancelled_at_once),
         cmocka_unit_test(waiting_request_runs_when_there_is_room),
+        cmocka_unit_test(ended_choice_makes_room),
         cmocka_unit_test(waiting_request_gets_the_pages_of_another),
         cmocka_unit_test(full_queue_is_busy),
         cmocka_unit_test(full_token_queue_is_busy),

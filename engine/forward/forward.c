@@ -43,6 +43,23 @@ static void norm(struct forward *f, const float *weight)
     run_phase(f, f->n_rows, norm_unit);
 }
 
+/* A part of W normed to the member's own tile, whose rows lie `stride` apart. */
+static float *product_to_tile(const struct forward *f, unsigned member, const struct matrix *w,
+                              const struct unit_range *range, size_t stride)
+{
+    float *tile = f->scratch[member].tile;
+    linear_run(f, &(struct linear){
+                      .w = w,
+                      .x = f->normed,
+                      .x_stride = f->hidden_stride,
+                      .quantized = &f->quantized_normed,
+                      .range = *range,
+                      .out = tile,
+                      .out_stride = stride,
+                  });
+    return tile;
+}
+
 /* q, k, v = W normed, one head a unit: bias, norm, RoPE, and to its place while it is in cache */
 static void qkv_unit(void *context, unsigned member, size_t unit)
 {
@@ -51,17 +68,7 @@ static void qkv_unit(void *context, unsigned member, size_t unit)
     const struct matrix *w = &m->layers[f->layer].qkv;
     size_t tiles = m->head_pad / KERNEL_TILE;
     struct unit_range u = unit_at(unit, f->n_rows, w->n_rows / KERNEL_TILE, tiles);
-    float *tile = f->scratch[member].tile;
-
-    linear_run(f, &(struct linear){
-                      .w = w,
-                      .x = f->normed,
-                      .x_stride = f->hidden_stride,
-                      .quantized = &f->quantized_normed,
-                      .range = u,
-                      .out = tile,
-                      .out_stride = m->head_pad,
-                  });
+    float *tile = product_to_tile(f, member, w, &u, m->head_pad);
     attention_store_head(f, (uint32_t)(u.tile_begin / tiles), u.row_begin, u.row_end, tile);
 }
 
@@ -135,18 +142,7 @@ static void gate_up_unit(void *context, unsigned member, size_t unit)
     const struct forward *f = context;
     const struct matrix *w = &f->model->layers[f->layer].gate_up;
     struct unit_range u = unit_at(unit, f->n_rows, w->n_rows / KERNEL_TILE, TILES_GATE_UP);
-    float *tile = f->scratch[member].tile;
-
-    linear_run(f, &(struct linear){
-                      .w = w,
-                      .x = f->normed,
-                      .x_stride = f->hidden_stride,
-                      .quantized = &f->quantized_normed,
-                      .range = u,
-                      .out = tile,
-                      .out_stride = TILES_GATE_UP * KERNEL_TILE,
-                  });
-    activate(f, &u, tile);
+    activate(f, &u, product_to_tile(f, member, w, &u, TILES_GATE_UP * KERNEL_TILE));
 }
 
 static void gate_up(struct forward *f)

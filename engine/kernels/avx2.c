@@ -4,8 +4,6 @@
 #include "engine/kernels/lanes.h"
 #include "engine/kernels/x86_common.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* Rows of one pass over half a weight tile (8 outputs): as many as leave the integer sums of both
  * digits in registers. */
 #define MAX_ROWS 4
@@ -137,36 +135,20 @@ INLINE void q4_rows(const struct matmul *m, size_t t, int h, size_t row, const i
         finish(m, row + (size_t)r, t, h, acc[r]);
 }
 
-/* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass. */
-#define DEFINE_MATMUL(name, rows_fn)                                                               \
-    static void name(const struct matmul *m)                                                       \
-    {                                                                                              \
-        for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
-            for (int h = 0; h < 2; h++) {                                                          \
-                size_t row = m->row_begin;                                                         \
-                for (; row + 4 <= m->row_end; row += 4)                                            \
-                    rows_fn(m, t, h, row, 4);                                                      \
-                for (; row + 2 <= m->row_end; row += 2)                                            \
-                    rows_fn(m, t, h, row, 2);                                                      \
-                if (row < m->row_end)                                                              \
-                    rows_fn(m, t, h, row, 1);                                                      \
-            }                                                                                      \
-        }                                                                                          \
-    }
+INLINE void q8_tile(const struct matmul *m, size_t t, size_t row, const int n_rows)
+{
+    q8_rows(m, t, 0, row, n_rows);
+    q8_rows(m, t, 1, row, n_rows);
+}
 
-DEFINE_MATMUL(matmul_q8, q8_rows)
-DEFINE_MATMUL(matmul_q4, q4_rows)
+INLINE void q4_tile(const struct matmul *m, size_t t, size_t row, const int n_rows)
+{
+    q4_rows(m, t, 0, row, n_rows);
+    q4_rows(m, t, 1, row, n_rows);
+}
 
-const struct kernels KERNELS_AVX2 = {
-    .name = "avx2",
-    .rmsnorm = x86_rmsnorm,
-    .quantize = x86_quantize,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .silu_mul = x86_silu_mul,
-    .rope = x86_rope,
-    .half_to_float = x86_half_to_float,
-    .float_to_half = x86_float_to_half,
-    .attend = x86_attend,
-};
+X86_DEFINE_MATMUL(matmul_q8, q8_tile, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4, q4_tile, MAX_ROWS)
+
+const struct kernels KERNELS_AVX2 = X86_TABLE("avx2");
 #endif

@@ -3,8 +3,6 @@
 #if defined(__x86_64__)
 #include "engine/kernels/x86_common.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* Rows of one pass over a weight tile: integer and float sums fill most of the 32 registers. */
 #define MAX_ROWS 8
 
@@ -116,35 +114,8 @@ INLINE void q4_rows(const struct matmul *m, size_t t, size_t row, const int n_ro
         finish(m, row + (size_t)r, t, acc[r]);
 }
 
-#define DEFINE_MATMUL(name, rows_fn)                                                               \
-    static void name(const struct matmul *m)                                                       \
-    {                                                                                              \
-        for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
-            size_t row = m->row_begin;                                                             \
-            for (; row + 8 <= m->row_end; row += 8)                                                \
-                rows_fn(m, t, row, 8);                                                             \
-            if (row + 4 <= m->row_end) {                                                           \
-                rows_fn(m, t, row, 4);                                                             \
-                row += 4;                                                                          \
-            }                                                                                      \
-            for (; row < m->row_end; row++)                                                        \
-                rows_fn(m, t, row, 1);                                                             \
-        }                                                                                          \
-    }
+X86_DEFINE_MATMUL(matmul_q8, q8_rows, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4, q4_rows, MAX_ROWS)
 
-DEFINE_MATMUL(matmul_q8, q8_rows)
-DEFINE_MATMUL(matmul_q4, q4_rows)
-
-const struct kernels KERNELS_AVX512 = {
-    .name = "avx512",
-    .rmsnorm = x86_rmsnorm,
-    .quantize = x86_quantize,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
-    .silu_mul = x86_silu_mul,
-    .rope = x86_rope,
-    .half_to_float = x86_half_to_float,
-    .float_to_half = x86_float_to_half,
-    .attend = x86_attend,
-};
+const struct kernels KERNELS_AVX512 = X86_TABLE("avx512");
 #endif

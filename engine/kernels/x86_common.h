@@ -12,7 +12,9 @@
 #include <math.h>
 #include <string.h>
 
-static inline __m256 x86_exp(__m256 x)
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m256 x86_exp(__m256 x)
 {
     x = _mm256_max_ps(x, _mm256_set1_ps(EXP_MIN));
     x = _mm256_min_ps(x, _mm256_set1_ps(EXP_MAX));
@@ -33,14 +35,14 @@ static inline __m256 x86_exp(__m256 x)
 }
 
 /* Lanes 8 -> 4 -> 2 -> 1, halves folded onto each other. */
-static inline float x86_fold(__m256 v)
+INLINE float x86_fold(__m256 v)
 {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-static inline float x86_fold_max(__m256 v)
+INLINE float x86_fold_max(__m256 v)
 {
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -79,14 +81,14 @@ static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t wi
 
 /* 32 small integers to 32 bytes. The packs work within 128-bit halves; the permutation puts the
  * groups of four in order. */
-static inline __m256i x86_pack_bytes(const __m256i n[4])
+INLINE __m256i x86_pack_bytes(const __m256i n[4])
 {
     __m256i packed =
         _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
     return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-static inline void x86_quantize_block(const float *x, int8_t *q, float *scale, int32_t *sum)
+INLINE void x86_quantize_block(const float *x, int8_t *q, float *scale, int32_t *sum)
 {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 v[4];
@@ -185,8 +187,8 @@ static void x86_float_to_half(const float *src, size_t n, uint16_t *dst)
 }
 
 /* Scores of 32 keys for n queries at once: n * 4 independent chains hide the latency of fma. */
-static inline __attribute__((always_inline)) void
-x86_page_scores(const struct attend_page *a, const float *q, const int n, __m256 scores[][4])
+INLINE void x86_page_scores(const struct attend_page *a, const float *q, const int n,
+                            __m256 scores[][4])
 {
     for (int j = 0; j < n; j++)
         for (int v = 0; v < 4; v++)
@@ -202,10 +204,8 @@ x86_page_scores(const struct attend_page *a, const float *q, const int n, __m256
 }
 
 /* acc[0..n) of one block of head_dim, kept in registers while the values pass. */
-static inline __attribute__((always_inline)) void x86_add_values(const struct attend_page *a,
-                                                                 const float *p, size_t n_keys,
-                                                                 float correction, float *acc,
-                                                                 size_t d, const int n_vectors)
+INLINE void x86_add_values(const struct attend_page *a, const float *p, size_t n_keys,
+                           float correction, float *acc, size_t d, const int n_vectors)
 {
     __m256 sum[8];
     for (int v = 0; v < n_vectors; v++)
@@ -278,5 +278,36 @@ static void x86_attend(const struct attend_page *a)
         x86_attend_one(a, i, scores[0]);
     }
 }
+
+/* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass, most
+ * at a time, the rest in powers of two. tile_fn is inlined for each count of rows. */
+#define X86_DEFINE_MATMUL(name, tile_fn, most)                                                     \
+    static void name(const struct matmul *m)                                                       \
+    {                                                                                              \
+        for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
+            size_t row = m->row_begin;                                                             \
+            for (; row + (most) <= m->row_end; row += (most))                                      \
+                tile_fn(m, t, row, most);                                                          \
+            if ((most) > 4 && row + 4 <= m->row_end) {                                             \
+                tile_fn(m, t, row, 4);                                                             \
+                row += 4;                                                                          \
+            }                                                                                      \
+            if (row + 2 <= m->row_end) {                                                           \
+                tile_fn(m, t, row, 2);                                                             \
+                row += 2;                                                                          \
+            }                                                                                      \
+            if (row < m->row_end)                                                                  \
+                tile_fn(m, t, row, 1);                                                             \
+        }                                                                                          \
+    }
+
+/* The table of a file that has matmul_q8 and matmul_q4. */
+#define X86_TABLE(label)                                                                           \
+    {                                                                                              \
+        .name = (label), .rmsnorm = x86_rmsnorm, .quantize = x86_quantize, .matmul_q8 = matmul_q8, \
+        .matmul_q4 = matmul_q4, .silu_mul = x86_silu_mul, .rope = x86_rope,                        \
+        .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half,                    \
+        .attend = x86_attend,                                                                      \
+    }
 
 #endif

@@ -173,12 +173,6 @@ static int compare_kv(const void *a, const void *b)
                            (*(const struct gguf_kv *const *)b)->key);
 }
 
-static int compare_names(const void *a, const void *b)
-{
-    return strcmp((*(const struct tensor *const *)a)->name,
-                  (*(const struct tensor *const *)b)->name);
-}
-
 static int compare_offsets(const void *a, const void *b)
 {
     const uint8_t *x = (*(const struct tensor *const *)a)->data;
@@ -319,7 +313,7 @@ static int index_tensors(struct gguf_file *file, struct error *err)
 {
     for (size_t i = 0; i < file->n_tensors; i++)
         file->tensors_by_name[i] = file->tensors_by_offset[i] = &file->tensors[i];
-    qsort(file->tensors_by_name, file->n_tensors, sizeof(void *), compare_names);
+    qsort(file->tensors_by_name, file->n_tensors, sizeof(void *), tensor_compare_names);
     for (size_t i = 1; i < file->n_tensors; i++)
         if (strcmp(file->tensors_by_name[i - 1]->name, file->tensors_by_name[i]->name) == 0)
             return error_set(err, ERROR_FORMAT, "tensor %s: stands in the file twice",
@@ -490,12 +484,5 @@ const struct tensor *gguf_tensor_at(const struct gguf_file *file, size_t i)
 
 const struct tensor *gguf_tensor(const struct gguf_file *file, const char *name)
 {
-    struct tensor wanted;
-    const struct tensor *p = &wanted, **found;
-    size_t len = strlen(name);
-    if (len >= sizeof(wanted.name))
-        return NULL;
-    memcpy(wanted.name, name, len + 1);
-    found = bsearch(&p, file->tensors_by_name, file->n_tensors, sizeof(void *), compare_names);
-    return found ? *found : NULL;
+    return tensor_find(file->tensors_by_name, file->n_tensors, name);
 }

@@ -1,6 +1,7 @@
 /* Opening a model file of either kind, looking things up in it, comparing two. See model_file.h. */
 #include "engine/model/model_file.h"
 
+#include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/model/model_file_internal.h"
 
@@ -27,12 +28,6 @@ static int open_gguf(struct model_file *file, struct error *err)
     return 0;
 }
 
-static int compare_names(const void *a, const void *b)
-{
-    return strcmp((*(const struct tensor *const *)a)->name,
-                  (*(const struct tensor *const *)b)->name);
-}
-
 static int index_tensors(struct model_file *file, struct error *err)
 {
     file->by_name = mem_calloc(file->n_tensors + 1, sizeof(void *));
@@ -43,9 +38,9 @@ static int index_tensors(struct model_file *file, struct error *err)
         file->by_name[i] = t;
         file->n_params += t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
     }
-    qsort(file->by_name, file->n_tensors, sizeof(void *), compare_names);
+    qsort(file->by_name, file->n_tensors, sizeof(void *), tensor_compare_names);
     for (size_t i = 1; i < file->n_tensors; i++)
-        if (compare_names(&file->by_name[i - 1], &file->by_name[i]) == 0)
+        if (tensor_compare_names(&file->by_name[i - 1], &file->by_name[i]) == 0)
             return error_set(err, ERROR_FORMAT, "tensor %s: stands in the files twice",
                              file->by_name[i]->name);
     return 0;
@@ -140,14 +135,7 @@ uint64_t model_file_n_params(const struct model_file *file)
 
 const struct tensor *model_file_tensor(const struct model_file *file, const char *name)
 {
-    struct tensor wanted;
-    const struct tensor *p = &wanted, **found;
-    size_t len = strlen(name);
-    if (len >= sizeof(wanted.name))
-        return NULL;
-    memcpy(wanted.name, name, len + 1);
-    found = bsearch(&p, file->by_name, file->n_tensors, sizeof(void *), compare_names);
-    return found ? *found : NULL;
+    return tensor_find(file->by_name, file->n_tensors, name);
 }
 
 size_t model_file_n_tensors(const struct model_file *file)
@@ -160,22 +148,9 @@ const struct tensor *model_file_tensor_at(const struct model_file *file, size_t 
     return &file->tensors[i];
 }
 
-#define FNV_OFFSET 0xcbf29ce484222325u
-#define FNV_PRIME 0x100000001b3u
-
-static uint64_t hash_bytes(uint64_t hash, const void *data, size_t bytes)
-{
-    const uint8_t *p = data;
-    for (size_t i = 0; i < bytes; i++)
-        hash = (hash ^ p[i]) * FNV_PRIME;
-    return hash;
-}
-
 static uint64_t hash_u32(uint64_t hash, uint32_t value)
 {
-    for (int i = 0; i < 4; i++, value >>= 8)
-        hash = (hash ^ (value & 0xff)) * FNV_PRIME;
-    return hash;
+    return hash_bytes(hash, &value, sizeof(value));
 }
 
 static uint64_t hash_params(uint64_t hash, const struct model_params *p)
@@ -208,7 +183,7 @@ static uint64_t hash_tensor(uint64_t hash, const struct tensor *t)
 
 uint64_t model_file_hash(const struct model_file *file)
 {
-    uint64_t hash = hash_params(FNV_OFFSET, &file->params);
+    uint64_t hash = hash_params(HASH_START, &file->params);
     for (size_t i = 0; i < file->n_tensors; i++)
         hash = hash_tensor(hash, file->by_name[i]);
     return hash;

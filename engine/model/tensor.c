@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -297,6 +298,25 @@ static const struct type_row {
     [35] = {"TQ2_0"},
     [39] = {"MXFP4"},
 };
+
+int tensor_compare_names(const void *a, const void *b)
+{
+    return strcmp((*(const struct tensor *const *)a)->name,
+                  (*(const struct tensor *const *)b)->name);
+}
+
+const struct tensor *tensor_find(const struct tensor *const *sorted, size_t n, const char *name)
+{
+    struct tensor wanted;
+    const struct tensor *p = &wanted;
+    size_t len = strlen(name);
+    if (len >= sizeof(wanted.name))
+        return NULL;
+    memcpy(wanted.name, name, len + 1);
+    const struct tensor *const *found =
+        bsearch(&p, sorted, n, sizeof(*sorted), tensor_compare_names);
+    return found ? *found : NULL;
+}
 
 bool tensor_type_is_known(uint32_t type)
 {

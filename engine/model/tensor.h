@@ -37,6 +37,11 @@ struct tensor {
     size_t bytes;
 };
 
+/* For qsort of an array of pointers to tensors, and the tensor of that name in one sorted so, or
+ * NULL. */
+int tensor_compare_names(const void *a, const void *b);
+const struct tensor *tensor_find(const struct tensor *const *sorted, size_t n, const char *name);
+
 bool tensor_type_is_known(uint32_t type);              /* readable by this program */
 const char *tensor_type_name(uint32_t type);           /* "Q8_0"; "unknown" */
 int tensor_type_from_name(const char *name);           /* any case; -1 if unknown */

@@ -1,4 +1,5 @@
 /* Opening the engine: models, KV, teams, threads; and closing it again. See engine.h. */
+#include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
@@ -211,7 +212,8 @@ static void fill_info(struct engine *engine)
     struct engine_info *info = &engine->info;
     const struct model *full = engine->full;
     const struct model *twin = engine->pruned;
-    uint64_t hash = model_file_hash(full->file) ^ (twin ? model_file_hash(twin->file) * 3 : 0);
+    const uint64_t parts[] = {model_file_hash(full->file), twin ? model_file_hash(twin->file) : 0,
+                              o->weights, o->kv_type};
 
     info->model_id = engine->model_id;
     info->model_path = engine->model_path;
@@ -230,7 +232,8 @@ static void fill_info(struct engine *engine)
     info->prefill_threads = o->prefill_threads;
     info->decode_threads = o->decode_threads;
     info->decode = o->decode != DECODE_DEFAULT ? o->decode : twin ? DECODE_PRUNED : DECODE_FULL;
-    hash = (hash ^ (uint64_t)o->weights << 8 ^ (uint64_t)o->kv_type) * 0x100000001b3u;
+    uint64_t hash = hash_bytes(HASH_START, parts, sizeof(parts));
+    hash = hash_bytes(hash, info->kernels, strlen(info->kernels));
     snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64, hash);
 }
 

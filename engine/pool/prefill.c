@@ -27,7 +27,7 @@ struct prefill {
     size_t n_jobs;
 };
 
-static void set_waiting(struct engine *engine, const struct request *request)
+static void leave_waiting(struct engine *engine, const struct request *request)
 {
     pthread_mutex_lock(&engine->stats_lock);
     engine->n_waiting--;
@@ -57,7 +57,7 @@ static void drop_cancelled(struct prefill *p)
             continue;
         }
         struct error err;
-        set_waiting(p->engine, request);
+        leave_waiting(p->engine, request);
         error_set(&err, ERROR_CANCELLED, "cancelled while waiting");
         output_done(p->engine, request, &err);
     }
@@ -96,7 +96,7 @@ static void admit(struct prefill *p)
 {
     while (p->waiting.head && p->n_active < MAX_PREFILLING && reserve(p->engine, p->waiting.head)) {
         struct request *request = request_queue_pop(&p->waiting);
-        set_waiting(p->engine, request);
+        leave_waiting(p->engine, request);
         request->n_unfinished = request->in.n;
         request->prefill_ns = system_now_ns();
         p->active[p->n_active++] = request;

@@ -1,5 +1,6 @@
 /* Calibration text to tokens. See prune_internal.h. */
 #include "engine/base/buf.h"
+#include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/prune/prune_internal.h"
 
@@ -85,14 +86,6 @@ static int join_rows(const char *path, const struct buf *raw, bool is_whole, str
     return text->failed ? error_memory(err, "calibration text", text->len) : 0;
 }
 
-static uint64_t hash_text(const struct buf *text)
-{
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < text->len; i++)
-        hash = (hash ^ (uint8_t)text->data[i]) * 0x100000001b3u;
-    return hash;
-}
-
 int calibration_read(const char *path, const struct tokenizer *tokenizer, size_t n_tokens,
                      struct token_list *ret_tokens, uint64_t *ret_hash, struct error *err)
 {
@@ -113,6 +106,6 @@ int calibration_read(const char *path, const struct tokenizer *tokenizer, size_t
         return rc;
     if (ret_tokens->n > n_tokens)
         ret_tokens->n = n_tokens;
-    *ret_hash = hash_text(text);
+    *ret_hash = hash_bytes(HASH_START, text->data, text->len);
     return 0;
 }

@@ -1,6 +1,7 @@
 /* Text and merge tables. See token_table.h. */
 #include "engine/tokenizer/token_table.h"
 
+#include "engine/base/hash.h"
 #include "engine/base/mem.h"
 
 #include <assert.h>
@@ -19,9 +20,7 @@ static size_t slots_for(size_t n)
 /* FNV-1a, with the high bits folded in: the table takes the low ones. */
 static size_t hash_text(const char *text, size_t len)
 {
-    uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ (unsigned char)text[i]) * 0x100000001b3u;
+    uint64_t h = hash_bytes(HASH_START, text, len);
     return (size_t)(h ^ h >> 32);
 }
 

@@ -2,6 +2,7 @@
  * look-up afterwards. Encoding is in encode.c. See tokenizer.h. */
 #include "engine/tokenizer/tokenizer.h"
 
+#include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/tokenizer/byte_alphabet.h"
 #include "engine/tokenizer/tokenizer_internal.h"
@@ -347,14 +348,6 @@ bool tokenizer_is_end(const struct tokenizer *tokenizer, int32_t id)
     return is_id(tokenizer, id) && tokenizer->is_end[id];
 }
 
-static uint64_t hash_bytes(uint64_t h, const void *data, size_t bytes)
-{
-    const unsigned char *p = data;
-    for (size_t i = 0; i < bytes; i++)
-        h = (h ^ p[i]) * 0x100000001b3u;
-    return h;
-}
-
 static uint64_t hash_strings(uint64_t h, const struct vocab_string *strings, uint32_t n)
 {
     h = hash_bytes(h, &n, sizeof(n));
@@ -368,7 +361,7 @@ static uint64_t hash_strings(uint64_t h, const struct vocab_string *strings, uin
 uint64_t tokenizer_hash(const struct tokenizer *tokenizer)
 {
     const struct vocab *v = tokenizer->vocab;
-    uint64_t h = hash_bytes(0xcbf29ce484222325u, v->pre, strlen(v->pre));
+    uint64_t h = hash_bytes(HASH_START, v->pre, strlen(v->pre));
 
     h = hash_strings(h, v->text, v->n_tokens);
     h = hash_bytes(h, v->kind, v->n_tokens);

@@ -1,6 +1,6 @@
 /* Lets a CPU without AVX-512 run avx512.c: SIMDe's portable versions stand in for the intrinsics,
- * and the two that older versions lack are made of 256-bit halves. Included before everything else by the
- * compiler's -include. */
+ * and the two that older versions lack are made of 256-bit halves. Included before everything else
+ * by the compiler's -include. */
 #ifndef OVERFILL_TESTS_EMULATE_AVX512_H
 #define OVERFILL_TESTS_EMULATE_AVX512_H
 

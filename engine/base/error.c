@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-int error_set(struct error *err, enum error_code code, const char *fmt, ...)
+void error_fill(struct error *err, enum error_code code, const char *fmt, ...)
 {
     if (err) {
         va_list args;
@@ -14,7 +14,6 @@ int error_set(struct error *err, enum error_code code, const char *fmt, ...)
         vsnprintf(err->message, sizeof(err->message), fmt, args);
         va_end(args);
     }
-    return -(int)code;
 }
 
 int error_prefix(struct error *err, const char *fmt, ...)
@@ -29,9 +28,4 @@ int error_prefix(struct error *err, const char *fmt, ...)
     if (n >= 0 && (size_t)n < sizeof(err->message))
         snprintf(err->message + n, sizeof(err->message) - (size_t)n, ": %s", old);
     return -(int)err->code;
-}
-
-int error_memory(struct error *err, const char *what, unsigned long long bytes)
-{
-    return error_set(err, ERROR_MEMORY, "out of memory: %s (%llu bytes)", what, bytes);
 }

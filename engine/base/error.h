@@ -23,14 +23,23 @@ struct error {
     char message[500];
 };
 
-/* Fills *err (may be NULL) and returns -code, so that a function can `return error_set(...)`. */
-__attribute__((format(printf, 3, 4))) int error_set(struct error *err, enum error_code code,
-                                                    const char *fmt, ...);
+/* Fills *err (may be NULL) and gives -code, so that a function can `return error_set(...)`. A
+ * macro, so that compiler and analyser see a constant that is never 0. */
+#define error_set(err, code, ...) (error_fill((err), (code), __VA_ARGS__), error_result(code))
+static inline int error_result(enum error_code code)
+{
+    return -(int)code;
+}
+__attribute__((format(printf, 3, 4))) void error_fill(struct error *err, enum error_code code,
+                                                      const char *fmt, ...);
 
 /* Puts "prefix: " in front of the message of an error on its way up. Returns -err->code. */
 __attribute__((format(printf, 2, 3))) int error_prefix(struct error *err, const char *fmt, ...);
 
-/* "out of memory: WHAT (BYTES bytes)"; returns -ERROR_MEMORY. */
-int error_memory(struct error *err, const char *what, unsigned long long bytes);
+/* "out of memory: WHAT (BYTES bytes)"; gives -ERROR_MEMORY. */
+static inline int error_memory(struct error *err, const char *what, unsigned long long bytes)
+{
+    return error_set(err, ERROR_MEMORY, "out of memory: %s (%llu bytes)", what, bytes);
+}
 
 #endif

@@ -5,6 +5,7 @@
 #include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
 
+#include <assert.h>
 #include <string.h>
 
 #define MAX_RUNNING 512 /* more wait for the next free place */
@@ -64,6 +65,7 @@ static void step_batch(struct decode *d, const struct model *model, size_t n)
     struct engine *engine = d->engine;
     size_t stride;
     uint64_t begin = system_now_ns();
+    assert(model);
 
     for (size_t i = 0; i < n; i++) {
         struct sequence *s = d->batch[i];

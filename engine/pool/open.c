@@ -212,8 +212,7 @@ static void fill_info(struct engine *engine)
     struct engine_info *info = &engine->info;
     const struct model *full = engine->full;
     const struct model *twin = engine->pruned;
-    const uint64_t parts[] = {model_file_hash(full->file), twin ? model_file_hash(twin->file) : 0,
-                              o->weights, o->kv_type};
+    char parts[128];
 
     info->model_id = engine->model_id;
     info->model_path = engine->model_path;
@@ -232,9 +231,11 @@ static void fill_info(struct engine *engine)
     info->prefill_threads = o->prefill_threads;
     info->decode_threads = o->decode_threads;
     info->decode = o->decode != DECODE_DEFAULT ? o->decode : twin ? DECODE_PRUNED : DECODE_FULL;
-    uint64_t hash = hash_bytes(HASH_START, parts, sizeof(parts));
-    hash = hash_bytes(hash, info->kernels, strlen(info->kernels));
-    snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64, hash);
+    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %s",
+             model_file_hash(full->file), twin ? model_file_hash(twin->file) : 0, (int)o->weights,
+             (int)o->kv_type, info->kernels);
+    snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64,
+             hash_bytes(HASH_START, parts, strlen(parts)));
 }
 
 /* Both teams are open: any thread of the crew may work for any stage. */

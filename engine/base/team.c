@@ -20,7 +20,7 @@
 #define SPINS 600
 
 struct crew {
-    bool may_spin; /* false under a CPU quota: spinning would eat the workers' time */
+    bool may_spin;
     bool is_private;
     unsigned n_members;
     struct team
@@ -113,7 +113,7 @@ static void wake_crew(struct crew *crew)
 static void wait_for_units(struct team *team)
 {
     unsigned n;
-    for (unsigned i = 0; i < SPINS; i++) {
+    for (unsigned i = 0; team->crew->may_spin && i < SPINS; i++) {
         if (atomic_load_explicit(&team->remaining, memory_order_acquire) == 0)
             return;
         pause_cpu();
@@ -227,13 +227,13 @@ static void *helper(void *arg)
     return NULL;
 }
 
-int crew_open(struct crew **ret_crew, struct error *err)
+int crew_open(bool may_spin, struct crew **ret_crew, struct error *err)
 {
     struct crew *crew = mem_alloc_aligned(sizeof(*crew));
     if (!crew)
         return error_memory(err, "thread crew", sizeof(*crew));
     memset(crew, 0, sizeof(*crew));
-    crew->may_spin = !system_has_cpu_quota();
+    crew->may_spin = may_spin;
     *ret_crew = crew;
     return 0;
 }
@@ -274,7 +274,7 @@ int team_open(unsigned n_threads, const char *name, struct crew *crew, struct te
               struct error *err)
 {
     struct crew *own = NULL;
-    int rc = crew ? 0 : crew_open(&own, err);
+    int rc = crew ? 0 : crew_open(!system_has_cpu_quota(), &own, err);
     if (rc)
         return rc;
     if (own) {

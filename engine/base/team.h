@@ -25,7 +25,9 @@ struct team;
  */
 typedef void team_unit_fn(void *context, unsigned member, size_t unit);
 
-int crew_open(struct crew **ret_crew, struct error *err);
+/* may_spin: idle threads stay awake for some microseconds and within passes; give
+ * !system_has_cpu_quota(), since under a quota they would eat the workers' time. */
+int crew_open(bool may_spin, struct crew **ret_crew, struct error *err);
 void crew_close(struct crew *crew); /* after its teams; NULL is fine */
 /* Threads of all its teams, leaders included. Open all teams before anything is sized by it. */
 unsigned crew_size(const struct crew *crew);

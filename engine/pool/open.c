@@ -259,7 +259,7 @@ static int open_stage(struct engine *engine, struct stage *stage, uint32_t max_r
 static int open_stages(struct engine *engine, struct error *err)
 {
     const struct engine_options *o = &engine->options;
-    int rc = crew_open(&engine->crew, err);
+    int rc = crew_open(!system_has_cpu_quota(), &engine->crew, err);
     if (rc == 0)
         rc = team_open(o->prefill_threads, "prefill", engine->crew, &engine->prefill.team, err);
     if (rc == 0)

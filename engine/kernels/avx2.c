@@ -107,6 +107,7 @@ INLINE void q4_rows(const struct matmul *m, size_t t, int h, size_t row, const i
         __m256i low[MAX_ROWS];
         for (int r = 0; r < n_rows; r++)
             high[r] = low[r] = _mm256_setzero_si256();
+        X86_KEEP_LOOP
         for (int g = 0; g < 4; g++) {
             __m256i packed = load(w + b * 256 + g * 64 + h * 32);
             __m256i first = _mm256_and_si256(packed, low4);

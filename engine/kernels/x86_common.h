@@ -14,6 +14,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* In front of a loop that gcc would unroll and then run out of registers for. */
+#if defined(__clang__)
+#define X86_KEEP_LOOP
+#else
+#define X86_KEEP_LOOP _Pragma("GCC unroll 1")
+#endif
+
 INLINE __m256 x86_exp(__m256 x)
 {
     x = _mm256_max_ps(x, _mm256_set1_ps(EXP_MIN));
@@ -203,30 +210,11 @@ INLINE void x86_page_scores(const struct attend_page *a, const float *q, const i
     }
 }
 
-/* acc[0..n) of one block of head_dim, kept in registers while the values pass. */
-INLINE void x86_add_values(const struct attend_page *a, const float *p, size_t n_keys,
-                           float correction, float *acc, size_t d, const int n_vectors)
+/* Of one query: scores to weights p (masked ones 0), and the state's max and sum. Returns what the
+ * sum of values so far is to be multiplied by. */
+INLINE float x86_page_softmax(const __m256 scores[4], size_t n_keys, float *state, float *p)
 {
-    __m256 sum[8];
-    for (int v = 0; v < n_vectors; v++)
-        sum[v] = _mm256_mul_ps(_mm256_loadu_ps(acc + d + 8 * v), _mm256_set1_ps(correction));
-    for (size_t t = 0; t < n_keys; t++) {
-        __m256 weight = _mm256_set1_ps(p[t]);
-        const float *values = a->values + t * a->head_dim + d;
-        for (int v = 0; v < n_vectors; v++)
-            sum[v] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(values + 8 * v), sum[v]);
-    }
-    for (int v = 0; v < n_vectors; v++)
-        _mm256_storeu_ps(acc + d + 8 * v, sum[v]);
-}
-
-static void x86_attend_one(const struct attend_page *a, size_t i, const __m256 scores[4])
-{
-    float *state = a->state + i * ATTEND_STATE(a->head_dim);
-    float *acc = state + 2;
-    size_t n_keys = a->n_keys[i];
     const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256 minus_inf = _mm256_set1_ps(-INFINITY);
     __m256 masked[4];
     __m256 in_range[4];
     __m256 max8 = _mm256_set1_ps(state[0]);
@@ -234,12 +222,10 @@ static void x86_attend_one(const struct attend_page *a, size_t i, const __m256 s
     for (int v = 0; v < 4; v++) {
         __m256i limit = _mm256_set1_epi32((int)n_keys - 8 * v);
         in_range[v] = _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, index));
-        masked[v] = _mm256_blendv_ps(minus_inf, scores[v], in_range[v]);
+        masked[v] = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), scores[v], in_range[v]);
         max8 = _mm256_max_ps(masked[v], max8);
     }
     float max = x86_fold_max(max8);
-
-    float p[KERNEL_PAGE_TOKENS];
     __m256 lanes = _mm256_setzero_ps();
     for (int v = 0; v < 4; v++) {
         __m256 e = x86_exp(_mm256_sub_ps(masked[v], _mm256_set1_ps(max)));
@@ -250,32 +236,99 @@ static void x86_attend_one(const struct attend_page *a, size_t i, const __m256 s
     float correction = lane_exp(state[0] - max);
     state[1] = fmaf(state[1], correction, x86_fold(lanes));
     state[0] = max;
+    return correction;
+}
 
-    size_t d = 0;
-    for (; d + 64 <= a->head_dim; d += 64)
-        x86_add_values(a, p, n_keys, correction, acc, d, 8);
-    for (; d + 8 <= a->head_dim; d += 8)
-        x86_add_values(a, p, n_keys, correction, acc, d, 1);
-    for (; d < a->head_dim; d++) {
-        acc[d] *= correction;
-        for (size_t t = 0; t < n_keys; t++)
-            acc[d] = fmaf(p[t], a->values[t * a->head_dim + d], acc[d]);
+/* Queries of one pass over a page: three times four vectors of sums leave registers for the
+ * operands.
+ */
+#define ATTEND_QUERIES 3
+
+struct x86_queries {
+    float p[ATTEND_QUERIES][KERNEL_PAGE_TOKENS];
+    float correction[ATTEND_QUERIES];
+    float *acc[ATTEND_QUERIES]; /* [head_dim] */
+    size_t n_keys[ATTEND_QUERIES];
+    size_t n_common; /* the least n_keys */
+};
+
+/* n_vectors * 8 elements of the sums, from d on, kept in registers while the values pass. */
+INLINE void x86_add_values(const struct attend_page *a, const struct x86_queries *q, const int n,
+                           size_t d, const int n_vectors)
+{
+    __m256 sum[ATTEND_QUERIES][4];
+    for (int j = 0; j < n; j++)
+        for (int v = 0; v < n_vectors; v++)
+            sum[j][v] = _mm256_mul_ps(_mm256_loadu_ps(q->acc[j] + d + 8 * v),
+                                      _mm256_set1_ps(q->correction[j]));
+    for (size_t t = 0; t < q->n_common; t++) {
+        const float *values = a->values + t * a->head_dim + d;
+        for (int j = 0; j < n; j++)
+            for (int v = 0; v < n_vectors; v++)
+                sum[j][v] = _mm256_fmadd_ps(_mm256_set1_ps(q->p[j][t]),
+                                            _mm256_loadu_ps(values + 8 * v), sum[j][v]);
     }
+    for (int j = 0; j < n; j++) {
+        for (size_t t = q->n_common; t < q->n_keys[j]; t++)
+            for (int v = 0; v < n_vectors; v++)
+                sum[j][v] = _mm256_fmadd_ps(
+                    _mm256_set1_ps(q->p[j][t]),
+                    _mm256_loadu_ps(a->values + t * a->head_dim + d + 8 * v), sum[j][v]);
+        for (int v = 0; v < n_vectors; v++)
+            _mm256_storeu_ps(q->acc[j] + d + 8 * v, sum[j][v]);
+    }
+}
+
+static void x86_add_values_tail(const struct attend_page *a, const struct x86_queries *q, int n,
+                                size_t d)
+{
+    for (int j = 0; j < n; j++) {
+        for (size_t i = d; i < a->head_dim; i++) {
+            float sum = q->acc[j][i] * q->correction[j];
+            for (size_t t = 0; t < q->n_keys[j]; t++)
+                sum = fmaf(q->p[j][t], a->values[t * a->head_dim + i], sum);
+            q->acc[j][i] = sum;
+        }
+    }
+}
+
+/* Queries i..i+n-1, each with at least one key. */
+INLINE void x86_attend_n(const struct attend_page *a, size_t i, const int n)
+{
+    __m256 scores[ATTEND_QUERIES][4];
+    struct x86_queries q;
+
+    x86_page_scores(a, a->q + i * a->q_stride, n, scores);
+    q.n_common = KERNEL_PAGE_TOKENS;
+    for (int j = 0; j < n; j++) {
+        float *state = a->state + (i + (size_t)j) * ATTEND_STATE(a->head_dim);
+        q.n_keys[j] = a->n_keys[i + (size_t)j];
+        q.n_common = q.n_keys[j] < q.n_common ? q.n_keys[j] : q.n_common;
+        q.acc[j] = state + 2;
+        q.correction[j] = x86_page_softmax(scores[j], q.n_keys[j], state, q.p[j]);
+    }
+    size_t d = 0;
+    for (; d + 32 <= a->head_dim; d += 32)
+        x86_add_values(a, &q, n, d, 4);
+    for (; d + 8 <= a->head_dim; d += 8)
+        x86_add_values(a, &q, n, d, 1);
+    x86_add_values_tail(a, &q, n, d);
 }
 
 static void x86_attend(const struct attend_page *a)
 {
-    __m256 scores[2][4];
     size_t i = 0;
-    for (; i + 2 <= a->n_q; i += 2) {
-        x86_page_scores(a, a->q + i * a->q_stride, 2, scores);
-        for (size_t j = 0; j < 2; j++)
-            if (a->n_keys[i + j])
-                x86_attend_one(a, i + j, scores[j]);
-    }
-    if (i < a->n_q && a->n_keys[i]) {
-        x86_page_scores(a, a->q + i * a->q_stride, 1, scores);
-        x86_attend_one(a, i, scores[0]);
+    while (i < a->n_q) {
+        size_t n = 0; /* queries in a row that see something of this page */
+        while (n < ATTEND_QUERIES && i + n < a->n_q && a->n_keys[i + n])
+            n++;
+        if (n == 3)
+            x86_attend_n(a, i, 3);
+        else if (n == 2)
+            x86_attend_n(a, i, 2);
+        else if (n == 1)
+            x86_attend_n(a, i, 1);
+        i += n ? n : 1;
     }
 }
 

@@ -69,8 +69,8 @@ static enum matrix_type choose_type(const struct model *model, const struct row_
 static int pack(struct model *model, const struct row_source *rows, uint32_t n_rows, uint32_t n_in,
                 struct matrix *ret_matrix, struct error *err)
 {
-    int rc =
-        matrix_pack(choose_type(model, rows, n_rows, n_in), rows, n_rows, n_in, ret_matrix, err);
+    int rc = matrix_pack(choose_type(model, rows, n_rows, n_in), rows, n_rows, n_in, &model->arena,
+                         ret_matrix, err);
     if (rc == 0)
         model->packed_bytes += matrix_bytes(ret_matrix);
     return rc;
@@ -272,10 +272,6 @@ static void close_layer(struct layer *layer)
     mem_free(layer->q_norm);
     mem_free(layer->k_norm);
     mem_free(layer->qkv_bias);
-    matrix_free(&layer->qkv);
-    matrix_free(&layer->o);
-    matrix_free(&layer->gate_up);
-    matrix_free(&layer->down);
 }
 
 void model_close(struct model *model)
@@ -285,8 +281,8 @@ void model_close(struct model *model)
     for (uint32_t l = 0; model->layers && l < model->params.n_layers; l++)
         close_layer(&model->layers[l]);
     mem_free(model->layers);
+    weight_arena_free(&model->arena);
     mem_free(model->output_norm);
-    matrix_free(&model->head);
     mem_free(model->rope_cos);
     mem_free(model->rope_sin);
     model_file_close(model->file);

@@ -26,7 +26,15 @@ struct matrix {
     uint32_t n_in;
     uint32_t n_blocks; /* ceil(n_in / KERNEL_BLOCK) */
     size_t tile_bytes; /* of KERNEL_TILE rows */
-    uint8_t *data;     /* 64-byte aligned */
+    uint8_t *data;     /* 64-byte aligned; in the model's weight arena */
+};
+
+/* Memory of all matrices in a few large blocks, so that the kernel can give huge pages: most
+ * matrices of a small model are smaller than one. Freed as a whole. */
+struct weight_arena {
+    uint8_t **blocks; /* [n_blocks] */
+    size_t n_blocks;
+    size_t used, size; /* of the last block */
 };
 
 struct layer {
@@ -51,6 +59,7 @@ struct model {
     enum model_weights weights;
     bool quantized;    /* the products take quantised activations (weights is not F32) */
     uint32_t head_pad; /* head_dim rounded up to KERNEL_TILE */
+    struct weight_arena arena;
     struct layer *layers;
     float *output_norm;
     struct matrix head;

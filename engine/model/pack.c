@@ -7,6 +7,9 @@
 #include <math.h>
 #include <string.h>
 
+/* What is not used of a block is never touched, so it costs address space only. */
+#define ARENA_BLOCK ((size_t)32 << 20)
+
 #define Q4_0_BYTES 18 /* half scale, 16 bytes of nibbles */
 #define Q4_1_BYTES 20 /* half scale, half min, 16 bytes of nibbles */
 #define Q8_0_BYTES 34 /* half scale, 32 int8 */
@@ -103,8 +106,39 @@ static void pack_tile_q4(const struct row_source *rows, struct matrix *m, size_t
     }
 }
 
-static int alloc_matrix(enum matrix_type type, uint32_t n_rows, uint32_t n_in, struct matrix *m,
-                        struct error *err)
+/* `bytes` of zeros, aligned to MEM_ALIGN; NULL when there is no memory. */
+static uint8_t *arena_take(struct weight_arena *arena, size_t bytes)
+{
+    size_t rounded = (bytes + MEM_ALIGN - 1) / MEM_ALIGN * MEM_ALIGN;
+    if (!arena->n_blocks || rounded > arena->size - arena->used) {
+        size_t size = rounded > ARENA_BLOCK ? rounded : ARENA_BLOCK;
+        uint8_t **blocks = mem_realloc(arena->blocks, arena->n_blocks + 1, sizeof(*blocks));
+        if (!blocks)
+            return NULL;
+        arena->blocks = blocks;
+        blocks[arena->n_blocks] = mem_alloc_aligned(size);
+        if (!blocks[arena->n_blocks])
+            return NULL;
+        arena->n_blocks++;
+        arena->size = size;
+        arena->used = 0;
+    }
+    uint8_t *p = arena->blocks[arena->n_blocks - 1] + arena->used;
+    arena->used += rounded;
+    memset(p, 0, bytes);
+    return p;
+}
+
+void weight_arena_free(struct weight_arena *arena)
+{
+    for (size_t i = 0; i < arena->n_blocks; i++)
+        mem_free(arena->blocks[i]);
+    mem_free(arena->blocks);
+    *arena = (struct weight_arena){0};
+}
+
+static int alloc_matrix(enum matrix_type type, uint32_t n_rows, uint32_t n_in,
+                        struct weight_arena *arena, struct matrix *m, struct error *err)
 {
     size_t bytes;
     *m = (struct matrix){
@@ -120,15 +154,15 @@ static int alloc_matrix(enum matrix_type type, uint32_t n_rows, uint32_t n_in, s
                                           : kernel_tile_bytes_q4(m->n_blocks);
     if (!mem_mul(n_rows / KERNEL_TILE, m->tile_bytes, &bytes))
         return error_memory(err, "packed weights", n_rows);
-    m->data = mem_alloc_aligned(bytes);
+    m->data = arena_take(arena, bytes);
     if (!m->data)
         return error_memory(err, "packed weights", bytes);
-    memset(m->data, 0, bytes);
     return 0;
 }
 
 int matrix_pack(enum matrix_type type, const struct row_source *rows, uint32_t n_rows,
-                uint32_t n_in, struct matrix *ret_matrix, struct error *err)
+                uint32_t n_in, struct weight_arena *arena, struct matrix *ret_matrix,
+                struct error *err)
 {
     struct matrix m;
     size_t n_padded = ((size_t)n_in + KERNEL_BLOCK - 1) / KERNEL_BLOCK * KERNEL_BLOCK;
@@ -138,7 +172,7 @@ int matrix_pack(enum matrix_type type, const struct row_source *rows, uint32_t n
 
     if (!x || !q || !scale)
         return error_memory(err, "packing scratch", n_padded * 7);
-    int rc = alloc_matrix(type, n_rows, n_in, &m, err);
+    int rc = alloc_matrix(type, n_rows, n_in, arena, &m, err);
     if (rc)
         return rc;
     for (size_t t = 0; t < n_rows / KERNEL_TILE; t++) {
@@ -162,10 +196,4 @@ int matrix_pack(enum matrix_type type, const struct row_source *rows, uint32_t n
 size_t matrix_bytes(const struct matrix *matrix)
 {
     return matrix->n_rows / KERNEL_TILE * matrix->tile_bytes;
-}
-
-void matrix_free(struct matrix *matrix)
-{
-    mem_free(matrix->data);
-    matrix->data = NULL;
 }

@@ -29,9 +29,6 @@ struct subject {
     uint64_t n_params;
 };
 
-static const char *const arch_names[] = {
-    [MODEL_LLAMA] = "llama", [MODEL_QWEN2] = "qwen2", [MODEL_QWEN3] = "qwen3"};
-
 static void subject_close(struct subject *s)
 {
     vocab_free(&s->own_vocab);
@@ -167,7 +164,7 @@ static void put_model_json(struct buf *out, const struct model_params *p, uint64
                ",\"architecture\":\"%s\",\"parameters\":%" PRIu64
                ",\"layers\":%u,\"hidden\":%u,\"norm_width\":%u,\"mlp\":%u,\"heads\":%u,"
                "\"kv_heads\":%u,\"head_dim\":%u,\"rope_dim\":%u,\"vocab_size\":%u,\"context\":%u",
-               arch_names[p->arch], n_params, p->n_layers, p->hidden, p->norm_width, p->mlp,
+               model_arch_name(p->arch), n_params, p->n_layers, p->hidden, p->norm_width, p->mlp,
                p->n_heads, p->n_kv_heads, p->head_dim, p->rope_dim, p->vocab_size,
                p->context_train);
     buf_append_str(out, ",\"rms_eps\":");
@@ -286,7 +283,7 @@ static void put_model_text(struct buf *out, const struct model_params *p, uint64
                "\n  architecture %s, %.1f M parameters, %u layers, context %u\n"
                "  hidden %u%s, MLP %u, %u heads, %u KV heads, head dimension %u\n"
                "  RoPE over %u, base %g; RMSNorm epsilon %g; vocabulary %u, head %s%s%s\n",
-               arch_names[p->arch], (double)n_params / 1e6, p->n_layers, p->context_train,
+               model_arch_name(p->arch), (double)n_params / 1e6, p->n_layers, p->context_train,
                p->hidden, p->norm_width != p->hidden ? " (padded)" : "", p->mlp, p->n_heads,
                p->n_kv_heads, p->head_dim, p->rope_dim, (double)p->rope_theta, (double)p->rms_eps,
                p->vocab_size, p->tied ? "tied" : "of its own", p->has_qkv_bias ? ", QKV bias" : "",

@@ -22,7 +22,7 @@
 
 struct engine;
 
-/* Who writes the answer after the first token. Refresh and verify have an issue of their own. */
+/* Who writes the answer after the first token. */
 enum decode_mode { DECODE_DEFAULT, DECODE_PRUNED, DECODE_FULL };
 const char *decode_mode_name(enum decode_mode mode); /* "pruned", "full" */
 int decode_mode_from_name(const char *name);         /* -1 if unknown */

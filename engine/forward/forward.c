@@ -238,7 +238,6 @@ const float *forward_run(struct forward *f, const struct model *model, const str
     f->model = model;
     f->pool = pool;
     f->slices = slices;
-    f->n_slices = n_slices;
     f->n_rows = f->n_logit_rows = f->n_attend_units = 0;
     for (size_t i = 0; i < n_slices; i++)
         add_rows(f, (uint32_t)i);

@@ -64,7 +64,6 @@ struct forward {
     const struct model *model;
     const struct kv_pool *pool;
     const struct forward_slice *slices;
-    size_t n_slices;
     uint32_t n_rows;
     uint32_t n_logit_rows;
     uint32_t n_attend_units;

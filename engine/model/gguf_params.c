@@ -16,10 +16,15 @@ static const struct {
     enum model_arch arch;
     enum rope_pairs rope_pairs;
 } archs[] = {
-    {"llama", MODEL_LLAMA, ROPE_INTERLEAVED},
-    {"qwen2", MODEL_QWEN2, ROPE_HALVES},
-    {"qwen3", MODEL_QWEN3, ROPE_HALVES},
+    [MODEL_LLAMA] = {"llama", MODEL_LLAMA, ROPE_INTERLEAVED},
+    [MODEL_QWEN2] = {"qwen2", MODEL_QWEN2, ROPE_HALVES},
+    [MODEL_QWEN3] = {"qwen3", MODEL_QWEN3, ROPE_HALVES},
 };
+
+const char *model_arch_name(enum model_arch arch)
+{
+    return archs[arch].name;
+}
 
 /* "llama.block_count"; valid until the next call. */
 static const char *arch_key(struct reader *r, const char *name)

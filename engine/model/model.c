@@ -234,7 +234,6 @@ static int open_all(struct model *model, model_progress_fn *progress, void *user
         rc = pack_plain(
             model, p->tied ? model->embedding : model_file_tensor(model->file, "output.weight"),
             rows, &model->head, err);
-    model->step_bytes = model->packed_bytes;
     if (rc == 0 && progress)
         progress(user, 1);
     return rc;

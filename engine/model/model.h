@@ -67,9 +67,10 @@ struct model {
     uint32_t n_positions; /* rows of the RoPE tables */
     float *rope_cos;      /* [n_positions][rope_dim / 2] */
     float *rope_sin;
-    size_t packed_bytes; /* all matrices */
-    size_t step_bytes;   /* what one forward step reads of them: everything but the embedding */
+    size_t packed_bytes; /* all matrices: what a pass with logits reads */
 };
+
+size_t matrix_bytes(const struct matrix *matrix);
 
 typedef void model_progress_fn(void *user, double share);
 

@@ -13,6 +13,7 @@
 #include "engine/tokenizer/vocab.h"
 
 enum model_arch { MODEL_LLAMA, MODEL_QWEN2, MODEL_QWEN3 };
+const char *model_arch_name(enum model_arch arch); /* as GGUF's general.architecture has it */
 
 /* Which elements of a head RoPE rotates together, in THIS file's row order of q and k. */
 enum rope_pairs {

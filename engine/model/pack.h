@@ -16,6 +16,5 @@ int matrix_pack(enum matrix_type type, const struct row_source *rows, uint32_t n
                 uint32_t n_in, struct weight_arena *arena, struct matrix *ret_matrix,
                 struct error *err);
 void weight_arena_free(struct weight_arena *arena);
-size_t matrix_bytes(const struct matrix *matrix);
 
 #endif

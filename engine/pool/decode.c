@@ -1,24 +1,19 @@
 /* The decode pool: one step for all running sequences in one batch; sequences join and leave at
  * every step. The pruned model decodes, or the full one where a request or the server says so.
  * See pool_internal.h. */
-#include "engine/base/mem.h"
 #include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
 
 #include <assert.h>
-#include <string.h>
-
-#define MAX_RUNNING 512 /* more wait for the next free place */
 
 /* The decode thread's own state. */
 struct decode {
     struct engine *engine;
-    struct sequence *running[MAX_RUNNING];
+    struct sequence *running[MOST_SEQUENCES]; /* at most max_sequences: admission sees to it */
     size_t n_running;
-    struct forward_slice *slices; /* [max rows of the forward] */
-    struct sequence **batch;
-    struct score_job *jobs;
-    size_t max_rows;
+    struct sequence *batch[MOST_SEQUENCES]; /* those of one model */
+    struct forward_slice slices[MOST_SEQUENCES];
+    struct score_job jobs[MOST_SEQUENCES];
 };
 
 static const struct model *model_of(const struct engine *engine, const struct sequence *s)
@@ -26,7 +21,7 @@ static const struct model *model_of(const struct engine *engine, const struct se
     return s->request->decode == DECODE_PRUNED ? engine->pruned : engine->full;
 }
 
-static void cancel_finished(struct engine *engine, struct sequence *s)
+static void cancel_sequence(struct engine *engine, struct sequence *s)
 {
     struct error err;
     error_set(&err, ERROR_CANCELLED, "cancelled during decode");
@@ -38,7 +33,7 @@ static void drop_cancelled(struct decode *d)
     size_t n = 0;
     for (size_t i = 0; i < d->n_running; i++) {
         if (atomic_load(&d->running[i]->request->cancelled))
-            cancel_finished(d->engine, d->running[i]);
+            cancel_sequence(d->engine, d->running[i]);
         else
             d->running[n++] = d->running[i];
     }
@@ -52,9 +47,9 @@ static void count_step(struct engine *engine, const struct model *model, size_t 
     engine->stats.decode_steps++;
     engine->stats.decode_seconds += (double)ns / 1e9;
     if (model == engine->pruned)
-        engine->stats.weight_bytes_decode_pruned += model->step_bytes;
+        engine->stats.weight_bytes_decode_pruned += model->packed_bytes;
     else
-        engine->stats.weight_bytes_decode_full += model->step_bytes;
+        engine->stats.weight_bytes_decode_full += model->packed_bytes;
     engine->decode_tick_ns = system_now_ns();
     pthread_mutex_unlock(&engine->stats_lock);
 }
@@ -94,13 +89,8 @@ static void step_model(struct decode *d, const struct model *model)
 {
     size_t n = 0;
     for (size_t i = 0; i < d->n_running; i++) {
-        if (model_of(d->engine, d->running[i]) != model)
-            continue;
-        d->batch[n++] = d->running[i];
-        if (n == d->max_rows) {
-            step_batch(d, model, n);
-            n = 0;
-        }
+        if (model_of(d->engine, d->running[i]) == model)
+            d->batch[n++] = d->running[i];
     }
     if (n)
         step_batch(d, model, n);
@@ -123,7 +113,8 @@ static void take_incoming(struct decode *d)
     struct stage *stage = &d->engine->decode;
     atomic_store(&stage->pending, false); /* before looking: what comes later sets it again */
     pthread_mutex_lock(&stage->lock);
-    while (stage->incoming_head && d->n_running < MAX_RUNNING) {
+    while (stage->incoming_head) {
+        assert(d->n_running < MOST_SEQUENCES);
         struct sequence *s = stage->incoming_head;
         stage->incoming_head = s->next;
         if (!stage->incoming_head)
@@ -158,7 +149,7 @@ static void cancel_all(struct decode *d)
 {
     do {
         for (size_t i = 0; i < d->n_running; i++)
-            cancel_finished(d->engine, d->running[i]);
+            cancel_sequence(d->engine, d->running[i]);
         d->n_running = 0;
         take_incoming(d);
     } while (d->n_running);
@@ -187,12 +178,7 @@ void decode_take_over(struct engine *engine, struct request *request)
 void *decode_main(void *arg)
 {
     struct engine *engine = arg;
-    size_t max_rows = engine->options.max_sequences;
-    struct forward_slice slices[max_rows];
-    struct sequence *batch[max_rows];
-    struct score_job jobs[max_rows];
-    struct decode d = {
-        .engine = engine, .slices = slices, .batch = batch, .jobs = jobs, .max_rows = max_rows};
+    struct decode d = {.engine = engine};
 
     while (wait_for_work(&d)) {
         drop_cancelled(&d);

@@ -60,6 +60,14 @@ static int check_request(const struct engine *engine, const struct engine_reques
     return 0;
 }
 
+void leave_waiting(struct engine *engine, uint32_t n_tokens)
+{
+    pthread_mutex_lock(&engine->stats_lock);
+    engine->n_waiting--;
+    engine->n_waiting_tokens -= n_tokens;
+    pthread_mutex_unlock(&engine->stats_lock);
+}
+
 int engine_submit(struct engine *engine, const struct engine_request *in, uint64_t *ret_id,
                   struct error *err)
 {
@@ -81,9 +89,7 @@ int engine_submit(struct engine *engine, const struct engine_request *in, uint64
                          engine->options.max_queue);
     rc = request_create(engine, in, system_now_ns(), &request, err);
     if (rc) {
-        pthread_mutex_lock(&engine->stats_lock);
-        engine->n_waiting--;
-        pthread_mutex_unlock(&engine->stats_lock);
+        leave_waiting(engine, 0);
         return rc;
     }
     registry_add(engine, request);

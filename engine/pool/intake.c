@@ -114,9 +114,7 @@ static void take_in(struct engine *engine, struct request *request)
     if (rc == 0)
         rc = count_waiting(engine, request, &err);
     if (rc) {
-        pthread_mutex_lock(&engine->stats_lock);
-        engine->n_waiting--;
-        pthread_mutex_unlock(&engine->stats_lock);
+        leave_waiting(engine, 0);
         output_done(engine, request, &err);
     } else {
         output_accept(engine, request);

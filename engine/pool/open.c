@@ -12,7 +12,6 @@
 
 #define DEFAULT_CONTEXT 8192u
 #define DEFAULT_SEQUENCES 64u
-#define MOST_SEQUENCES 512u
 #define DEFAULT_QUEUE 512u
 #define DEFAULT_QUEUE_TOKENS 1000000u
 #define DEFAULT_CHUNK_MS 25u
@@ -226,8 +225,8 @@ static void fill_info(struct engine *engine)
     info->n_params_pruned = twin ? model_file_n_params(twin->file) : 0;
     info->model_bytes = full->packed_bytes;
     info->pruned_bytes = twin ? twin->packed_bytes : 0;
-    info->model_step_bytes = full->step_bytes;
-    info->pruned_step_bytes = twin ? twin->step_bytes : 0;
+    info->model_step_bytes = full->packed_bytes;
+    info->pruned_step_bytes = twin ? twin->packed_bytes : 0;
     info->prefill_threads = o->prefill_threads;
     info->decode_threads = o->decode_threads;
     info->decode = o->decode != DECODE_DEFAULT ? o->decode : twin ? DECODE_PRUNED : DECODE_FULL;

@@ -19,6 +19,7 @@
 #define PREFILL_MAX_ROWS 512  /* tokens of one prefill step */
 #define PREFILL_MIN_ROWS 32   /* fewer would read the weights for too little work */
 #define PREFILL_LOGIT_ROWS 64 /* rows of logits of one prefill step */
+#define MOST_SEQUENCES 512u   /* that max_sequences may be */
 #define REGISTRY_BUCKETS 1024
 
 /* Tokens, text and logprobs on their way out: filled by the owner, taken whole by engine_poll. */
@@ -140,6 +141,9 @@ struct engine {
     uint64_t prefill_tick_ns, decode_tick_ns;
     bool prefill_busy, decode_busy;
 };
+
+/* engine.c: a request waits no more; n_tokens of it were counted as waiting. */
+void leave_waiting(struct engine *engine, uint32_t n_tokens);
 
 /* request.c */
 int request_create(struct engine *engine, const struct engine_request *in, uint64_t now_ns,

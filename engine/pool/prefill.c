@@ -5,10 +5,11 @@
 #include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
 
-#include <math.h>
 #include <string.h>
 
 #define MAX_PREFILLING 64 /* prompts in progress at once */
+/* Scored at once: the logits of a step, or the choices of a request. */
+#define MAX_JOBS (PREFILL_LOGIT_ROWS > ENGINE_MAX_CHOICES ? PREFILL_LOGIT_ROWS : ENGINE_MAX_CHOICES)
 /* Every so many steps the oldest prompt goes first, so that short ones cannot starve it. */
 #define AGEING_STEPS 4
 
@@ -23,17 +24,9 @@ struct prefill {
     struct forward_slice slices[MAX_PREFILLING];
     struct request *slice_requests[MAX_PREFILLING];
     size_t n_slices;
-    struct score_job *jobs; /* [PREFILL_LOGIT_ROWS + max choices] */
+    struct score_job jobs[MAX_JOBS];
     size_t n_jobs;
 };
-
-static void leave_waiting(struct engine *engine, const struct request *request)
-{
-    pthread_mutex_lock(&engine->stats_lock);
-    engine->n_waiting--;
-    engine->n_waiting_tokens -= (uint32_t)request->prompt.n;
-    pthread_mutex_unlock(&engine->stats_lock);
-}
 
 /* Ends a request that has no sequences in decode. */
 static void end_request(struct engine *engine, struct request *request, enum error_code code,
@@ -57,7 +50,7 @@ static void drop_cancelled(struct prefill *p)
             continue;
         }
         struct error err;
-        leave_waiting(p->engine, request);
+        leave_waiting(p->engine, (uint32_t)request->prompt.n);
         error_set(&err, ERROR_CANCELLED, "cancelled while waiting");
         output_done(p->engine, request, &err);
     }
@@ -96,7 +89,7 @@ static void admit(struct prefill *p)
 {
     while (p->waiting.head && p->n_active < MAX_PREFILLING && reserve(p->engine, p->waiting.head)) {
         struct request *request = request_queue_pop(&p->waiting);
-        leave_waiting(p->engine, request);
+        leave_waiting(p->engine, (uint32_t)request->prompt.n);
         request->n_unfinished = request->in.n;
         request->prefill_ns = system_now_ns();
         p->active[p->n_active++] = request;
@@ -173,9 +166,7 @@ static void count_step(struct prefill *p, uint32_t n_tokens, uint64_t ns, bool w
     p->tokens_per_ms = p->tokens_per_ms > 0 ? 0.8 * p->tokens_per_ms + 0.2 * rate : rate;
     p->n_steps++;
 
-    size_t bytes = engine->full->step_bytes;
-    if (!with_head)
-        bytes -= engine->full->head.n_rows / KERNEL_TILE * engine->full->head.tile_bytes;
+    size_t bytes = engine->full->packed_bytes - (with_head ? 0 : matrix_bytes(&engine->full->head));
     pthread_mutex_lock(&engine->stats_lock);
     engine->stats.prompt_tokens += n_tokens;
     engine->stats.prefill_steps++;
@@ -246,6 +237,15 @@ static void start_choices(struct prefill *p, struct request *request, const floa
     decode_take_over(engine, request);
 }
 
+static void remove_active(struct prefill *p, const struct request *request)
+{
+    size_t i = 0;
+    while (p->active[i] != request)
+        i++;
+    memmove(&p->active[i], &p->active[i + 1], (p->n_active - i - 1) * sizeof(p->active[0]));
+    p->n_active--;
+}
+
 static void finish_slices(struct prefill *p, const float *logits, size_t stride)
 {
     const float *at = logits;
@@ -270,14 +270,7 @@ static void finish_slices(struct prefill *p, const float *logits, size_t stride)
         request->n_prefilled += slice->n_tokens;
         if (request->n_prefilled < request->prompt.n)
             continue;
-        for (size_t i = 0; i < p->n_active; i++) {
-            if (p->active[i] == request) {
-                memmove(&p->active[i], &p->active[i + 1],
-                        (p->n_active - i - 1) * sizeof(struct request *));
-                p->n_active--;
-                break;
-            }
-        }
+        remove_active(p, request);
         start_choices(p, request, at - stride);
     }
 }
@@ -299,7 +292,6 @@ static void step(struct prefill *p)
                                       p->n_slices, &stride);
     count_step(p, n_tokens, system_now_ns() - begin, with_head);
     finish_slices(p, logits, stride);
-    output_notify(engine);
 }
 
 /* Waits until there is something to do, lending this thread to decode meanwhile. False when the
@@ -342,11 +334,7 @@ void *prefill_main(void *arg)
 {
     struct engine *engine = arg;
     struct prefill p = {.engine = engine};
-    size_t n_jobs =
-        PREFILL_LOGIT_ROWS > ENGINE_MAX_CHOICES ? PREFILL_LOGIT_ROWS : ENGINE_MAX_CHOICES;
-    struct score_job jobs[n_jobs];
 
-    p.jobs = jobs;
     while (wait_for_work(&p)) {
         drop_cancelled(&p);
         admit(&p);

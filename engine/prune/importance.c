@@ -1,5 +1,5 @@
-/* How much each channel matters: sizes of activations on the calibration text. See overfill's
- * reference, OverFill (COLM 2025) and Minitron, section 2.2: for each sample the mean over tokens
+/* How much each channel matters: sizes of activations on the calibration text. See OverFill
+ * (COLM 2025) and Minitron (2024), section 2.2: for each sample the mean over tokens
  * of |x|; for hidden channels summed over all layers and both norms; L2 norm over the samples of a
  * batch; batches added up. */
 #include "engine/base/mem.h"

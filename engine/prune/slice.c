@@ -140,12 +140,9 @@ static int write_rows(struct gguf_writer *writer, const struct cut *cut, struct 
     return 0;
 }
 
-static void set_metadata(const struct prune_options *options, const struct model_file *file,
-                         const struct kept *kept, uint64_t calibration_hash,
-                         struct gguf_writer *writer)
+static void set_metadata(const struct model_file *file, const struct kept *kept,
+                         uint64_t calibration_hash, struct gguf_writer *writer)
 {
-    static const char *const ARCH[] = {
-        [MODEL_LLAMA] = "llama", [MODEL_QWEN2] = "qwen2", [MODEL_QWEN3] = "qwen3"};
     const struct model_params *p = model_file_params(file);
     const struct gguf_file *gguf = model_file_gguf(file);
     char key[96];
@@ -163,7 +160,7 @@ static void set_metadata(const struct prune_options *options, const struct model
         {"attention.value_length", p->head_dim},
     };
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        snprintf(key, sizeof(key), "%s.%s", ARCH[p->arch], sizes[i].key);
+        snprintf(key, sizeof(key), "%s.%s", model_arch_name(p->arch), sizes[i].key);
         gguf_writer_set_u32(writer, key, sizes[i].value);
     }
     snprintf(text, sizeof(text), "%s pruned to %u/%u", p->name, kept->hidden, kept->mlp);
@@ -175,7 +172,6 @@ static void set_metadata(const struct prune_options *options, const struct model
     gguf_writer_set_string(writer, "overfill.prune.calibration_hash", text);
     gguf_writer_set_u32(writer, "overfill.prune.hidden", kept->hidden);
     gguf_writer_set_u32(writer, "overfill.prune.mlp", kept->mlp);
-    (void)options;
 }
 
 static void add_tensors(const struct prune_options *options, const struct model_file *file,
@@ -214,7 +210,7 @@ int slice_write(const struct prune_options *options, const struct model_file *fi
     int rc = gguf_writer_open(options->out_path, &writer, err);
     if (rc)
         return rc;
-    set_metadata(options, file, kept, calibration_hash, writer);
+    set_metadata(file, kept, calibration_hash, writer);
     add_tensors(options, file, kept, writer);
     rc = write_tensors(options, file, kept, writer, err);
     if (rc) {

@@ -28,12 +28,6 @@ static void with_vocab(struct vocab *vocab, struct tokenizer **tokenizer, const 
     *tokenizer = open_tokenizer(vocab);
 }
 
-static void done(struct vocab *vocab, struct tokenizer *tokenizer)
-{
-    tokenizer_close(tokenizer);
-    vocab_free(vocab);
-}
-
 static void lowest_rank_merges_first(void **state)
 {
     struct vocab v;
@@ -43,7 +37,7 @@ static void lowest_rank_merges_first(void **state)
     assert_ids(t, "abc", 0, IDS(257)); /* bc first, then a + bc */
     assert_ids(t, "abab", 0, IDS(256, 256));
     assert_ids(t, "bbc", 0, IDS('b', 258));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void equal_ranks_merge_from_the_left(void **state)
@@ -54,7 +48,7 @@ static void equal_ranks_merge_from_the_left(void **state)
     make_byte_vocab(&v, "gpt-2", tokens, list);
     struct tokenizer *t = open_tokenizer(&v);
     assert_ids(t, "ddddd", 0, IDS(256, 256, 'd'));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void merges_do_not_cross_words(void **state)
@@ -71,7 +65,7 @@ static void merges_do_not_cross_words(void **state)
     strcpy(v.pre, "smollm"); /* digits one by one */
     t = open_tokenizer(&v);
     assert_ids(t, "12", 0, IDS('1', '2'));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void llama3_takes_whole_words_without_merging(void **state)
@@ -87,7 +81,7 @@ static void llama3_takes_whole_words_without_merging(void **state)
     strcpy(v.pre, "qwen2");
     t = open_tokenizer(&v);
     assert_ids(t, "xyz", 0, IDS('x', 'y', 'z'));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void every_known_pattern_keeps_all_bytes(void **state)
@@ -105,7 +99,7 @@ static void every_known_pattern_keeps_all_bytes(void **state)
         struct token_list list = encode(t, text, strlen(text), 0);
         assert_pieces(t, &list, text, strlen(text));
         token_list_free(&list);
-        done(&v, t);
+        close_vocab(&v, t);
     }
 }
 
@@ -129,7 +123,7 @@ static void control_tokens_are_text_unless_asked_for(void **state)
     with_vocab(&v, &t, "gpt-2");
     assert_ids(t, "a<|end|>", TOKENIZER_PARSE_SPECIAL, IDS('a', 259));
     assert_ids(t, "a<|end|>", 0, IDS('a', '<', '|', 'e', 'n', 'd', '|', '>'));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void control_tokens_are_not_made_by_merging(void **state)
@@ -142,7 +136,7 @@ static void control_tokens_are_not_made_by_merging(void **state)
     t = open_tokenizer(&v);
     assert_ids(t, "efg", 0, IDS(256, 'g'));
     assert_ids(t, "efg", TOKENIZER_PARSE_SPECIAL, IDS(257));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void user_defined_tokens_match_always_and_longest(void **state)
@@ -153,7 +147,7 @@ static void user_defined_tokens_match_always_and_longest(void **state)
     assert_ids(t, "ab<tool>ab", 0, IDS(256, 260, 256));
     assert_ids(t, "<tool>x<tool>", 0, IDS(261, 260));
     assert_ids(t, "<tool", 0, IDS('<', 't', 'o', 'o', 'l'));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void bos_and_eos_come_as_the_vocabulary_asks(void **state)
@@ -169,7 +163,7 @@ static void bos_and_eos_come_as_the_vocabulary_asks(void **state)
     assert_ids(t, "ab", 0, IDS(256));
     v.add_eos = true;
     assert_ids(t, "", TOKENIZER_ADD_SPECIAL, IDS(262, 259));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void ends_and_controls_are_known(void **state)
@@ -193,7 +187,7 @@ static void ends_and_controls_are_known(void **state)
     assert_false(tokenizer_is_end(t, -1));
     assert_false(tokenizer_is_end(t, 259));
     assert_false(tokenizer_is_control(t, 1 << 30));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void pieces_are_bytes(void **state)
@@ -211,7 +205,7 @@ static void pieces_are_bytes(void **state)
     assert_int_equal(len, 7);
     assert_null(tokenizer_piece(t, -1, &len));
     assert_null(tokenizer_piece(t, 263, &len));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void bytes_that_the_vocabulary_lacks_are_dropped(void **state)
@@ -222,7 +216,7 @@ static void bytes_that_the_vocabulary_lacks_are_dropped(void **state)
     make_vocab(&v, VOCAB_BPE, "gpt-2", tokens, NULL);
     t = open_tokenizer(&v);
     assert_ids(t, "axb", 0, IDS(0, 1));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void hash_tells_vocabularies_apart(void **state)
@@ -241,7 +235,7 @@ static void hash_tells_vocabularies_apart(void **state)
     assert_true(first == tokenizer_hash(t));
     v.text[256].data = "xb";
     assert_true(first != tokenizer_hash(t));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void bad_vocabularies_are_refused(void **state)
@@ -269,7 +263,7 @@ static void broken_merges_are_left_out(void **state)
     make_byte_vocab(&v, "gpt-2", tokens, list);
     t = open_tokenizer(&v);
     assert_ids(t, "abb", 0, IDS(256, 'b'));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void every_failed_allocation_is_an_error(void **state)

@@ -45,12 +45,6 @@ static void open_spm(struct vocab *vocab, struct tokenizer **tokenizer, bool spa
     *tokenizer = open_tokenizer(vocab);
 }
 
-static void done(struct vocab *vocab, struct tokenizer *tokenizer)
-{
-    tokenizer_close(tokenizer);
-    vocab_free(vocab);
-}
-
 static void best_score_merges_first(void **state)
 {
     struct vocab v;
@@ -60,7 +54,7 @@ static void best_score_merges_first(void **state)
     assert_ids(t, "abc", 0, IDS(ABC)); /* bc, then a + bc */
     assert_ids(t, "abbc", 0, IDS(AB, BC));
     assert_ids(t, " a", 0, IDS(SA));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void equal_scores_merge_from_the_left(void **state)
@@ -74,7 +68,7 @@ static void equal_scores_merge_from_the_left(void **state)
     v.kind[ABC] = TOKEN_CONTROL;
     t = open_tokenizer(&v);
     assert_ids(t, "abc", 0, IDS(AB, C));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 /* Text may be cut at spaces only if no token goes on over one. */
@@ -86,7 +80,7 @@ static void tokens_with_spaces_inside_are_found(void **state)
     make_vocab(&v, VOCAB_SPM, "default", with_inner, NULL);
     struct tokenizer *t = open_tokenizer(&v);
     assert_ids(t, "ba b", 0, IDS(2, 4));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void space_prefix_stands_before_the_text(void **state)
@@ -99,7 +93,7 @@ static void space_prefix_stands_before_the_text(void **state)
     assert_ids(t, "", 0, (const int32_t[]){-1});
     assert_ids(t, "", TOKENIZER_ADD_SPECIAL, IDS(BOS));
     assert_ids(t, "a", TOKENIZER_ADD_SPECIAL, IDS(BOS, SA));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void space_prefix_comes_again_after_special_tokens(void **state)
@@ -108,7 +102,7 @@ static void space_prefix_comes_again_after_special_tokens(void **state)
     struct tokenizer *t;
     open_spm(&v, &t, true);
     assert_ids(t, "a</s>a", TOKENIZER_PARSE_SPECIAL, IDS(SA, EOS, SA));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void text_without_token_goes_byte_by_byte(void **state)
@@ -123,7 +117,7 @@ static void text_without_token_goes_byte_by_byte(void **state)
                "a",
                0, IDS(BYTE_A9, BYTE_C3, A));
     assert_ids(t, "ax\n", 0, IDS(A, UNK, BYTE_NL)); /* no byte token for x */
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void names_of_bytes_and_controls_are_plain_text(void **state)
@@ -135,7 +129,7 @@ static void names_of_bytes_and_controls_are_plain_text(void **state)
     /* neither "<", "s" nor ">" is a token here, "<s" is: no merge may lead to <s> */
     assert_ids(t, "<s>", 0, IDS(UNK, UNK, UNK));
     assert_ids(t, "<0x0A>", 0, IDS(UNK, UNK, UNK, UNK, UNK, UNK));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void pieces_have_spaces_and_bytes(void **state)
@@ -150,7 +144,7 @@ static void pieces_have_spaces_and_bytes(void **state)
     assert_int_equal(len, 1);
     assert_memory_equal(tokenizer_piece(t, BOS, &len), "<s>", 3);
     assert_true(tokenizer_is_control(t, UNK));
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 /* A vocabulary's scores may be any floats: their order must be that of the numbers. */
@@ -175,7 +169,7 @@ static void scores_of_all_signs_are_ordered(void **state)
                 assert_ids(t, "abc", 0, IDS(A, BC));
         }
     }
-    done(&v, t);
+    close_vocab(&v, t);
 }
 
 static void every_failed_allocation_is_an_error(void **state)
@@ -199,7 +193,7 @@ static void every_failed_allocation_is_an_error(void **state)
         if (!failed)
             break;
     }
-    done(&v, unused);
+    close_vocab(&v, unused);
 }
 
 int main(void)

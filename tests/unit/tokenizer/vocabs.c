@@ -119,6 +119,12 @@ struct tokenizer *open_tokenizer(const struct vocab *vocab)
     return tokenizer;
 }
 
+void close_vocab(struct vocab *vocab, struct tokenizer *tokenizer)
+{
+    tokenizer_close(tokenizer);
+    vocab_free(vocab);
+}
+
 struct token_list encode(const struct tokenizer *tokenizer, const char *text, size_t len,
                          unsigned flags)
 {

@@ -32,6 +32,7 @@ void make_vocab(struct vocab *vocab, enum vocab_model model, const char *pre,
 void make_byte_vocab(struct vocab *vocab, const char *pre, const struct token *extra,
                      const char *const *merges);
 struct tokenizer *open_tokenizer(const struct vocab *vocab);
+void close_vocab(struct vocab *vocab, struct tokenizer *tokenizer);
 
 /* Ids of a text; the caller frees the list. */
 struct token_list encode(const struct tokenizer *tokenizer, const char *text, size_t len,

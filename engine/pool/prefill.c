@@ -242,7 +242,7 @@ static void remove_active(struct prefill *p, const struct request *request)
     size_t i = 0;
     while (p->active[i] != request)
         i++;
-    memmove(&p->active[i], &p->active[i + 1], (p->n_active - i - 1) * sizeof(p->active[0]));
+    memmove(&p->active[i], &p->active[i + 1], (p->n_active - i - 1) * sizeof(struct request *));
     p->n_active--;
 }
 

@@ -69,6 +69,18 @@ void engine_drain(struct engine *engine);
 #define ENGINE_MAX_LOGPROBS 20
 #define ENGINE_MAX_STOPS 16
 
+/* Tokens that a choice is to have, whatever the model thinks of them. */
+struct engine_given {
+    const int32_t *tokens;
+    size_t n_tokens; /* 1 and more; prompt and they fit the context, else ERROR_CONTEXT */
+};
+
+/* Sees the logits [n_vocab] that output token i_token of a choice was drawn from or, if given, is
+ * scored by. Called on compute threads, several at once and in no fixed order, always before the
+ * token is output; must not block. The logits are valid during the call. */
+typedef void engine_logits_fn(void *user, uint32_t choice, uint32_t i_token, const float *logits,
+                              uint32_t n_vocab);
+
 /* One prompt, n answers. engine_submit copies everything it points to. */
 struct engine_request {
     /* The prompt: exactly one of the three. */
@@ -91,7 +103,14 @@ struct engine_request {
     int32_t n_logprobs;   /* -1: none; 0: the token's own; k: and the k best */
     bool prompt_logprobs; /* also for every prompt token (echo); same k */
     enum decode_mode decode;
-    void *user; /* handed back in every output */
+    /* Scoring: [n], the choices' tokens, or NULL. They take the place of drawn ones, all else is as
+     * in serving: the full model scores the first, the decode model of `decode` the others on the
+     * KV that serving would have. Such a step takes many tokens at once and gives the same bits.
+     * max_tokens, min_tokens, ignore_eos and sampling have no say, stops are refused; every choice
+     * ends with FINISH_LENGTH. */
+    const struct engine_given *given;
+    engine_logits_fn *on_logits; /* or NULL; gets `user` */
+    void *user;                  /* handed back in every output */
 };
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };

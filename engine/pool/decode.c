@@ -1,6 +1,6 @@
 /* The decode pool: one step for all running sequences in one batch; sequences join and leave at
- * every step. The pruned model decodes, or the full one where a request or the server says so.
- * See pool_internal.h. */
+ * every step. A step is one token of a sequence, or a run of them where they are given. The pruned
+ * model decodes, or the full one where a request or the server says so. See pool_internal.h. */
 #include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
 
@@ -13,8 +13,10 @@ struct decode {
     size_t n_running;
     struct sequence *batch[MOST_SEQUENCES]; /* those of one model */
     struct forward_slice slices[MOST_SEQUENCES];
-    struct score_job jobs[MOST_SEQUENCES];
+    struct score_job jobs[MOST_SEQUENCES]; /* one a row of the step: at most decode_rows */
+    struct token_score scores[MOST_SEQUENCES];
 };
+static_assert(DECODE_ROWS <= MOST_SEQUENCES, "jobs and scores have room for a step");
 
 static const struct model *model_of(const struct engine *engine, const struct sequence *s)
 {
@@ -54,7 +56,40 @@ static void count_step(struct engine *engine, const struct model *model, size_t 
     pthread_mutex_unlock(&engine->stats_lock);
 }
 
-/* One token for each of batch[n], all of one model. */
+/* Rows for batch[n]: one each, and those left over for who has tokens to come. Returns how many. */
+static size_t build_slices(struct decode *d, size_t n)
+{
+    uint32_t spare = decode_rows(&d->engine->options) - (uint32_t)n;
+    size_t n_rows = 0;
+    for (size_t i = 0; i < n; i++) {
+        struct sequence *s = d->batch[i];
+        uint32_t n_more = s->given ? (uint32_t)s->given->n_tokens - s->n_generated - 1 : 0;
+        n_more = n_more < spare ? n_more : spare;
+        spare -= n_more;
+        kv_table_grow(d->engine->kv, &s->table, s->position + 1 + n_more);
+        d->slices[i] = (struct forward_slice){
+            .tokens = s->given ? s->given->tokens + s->n_generated - 1 : &s->next_token,
+            .n_tokens = 1 + n_more,
+            .position = s->position,
+            .pages = s->table.pages,
+            .logits = LOGITS_ALL,
+        };
+        n_rows += 1 + n_more;
+    }
+    return n_rows;
+}
+
+static void score_rows(struct decode *d, size_t n, const float *logits, size_t stride)
+{
+    size_t row = 0;
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t t = 0; t < d->slices[i].n_tokens; t++, row++)
+            d->jobs[row] = sequence_job(d->engine, d->batch[i], d->batch[i]->n_generated + t,
+                                        logits + row * stride, &d->scores[row]);
+    score_jobs_run(d->engine, &d->engine->decode, d->jobs, row);
+}
+
+/* The next tokens of each of batch[n], all of one model. */
 static void step_batch(struct decode *d, const struct model *model, size_t n)
 {
     struct engine *engine = d->engine;
@@ -62,26 +97,17 @@ static void step_batch(struct decode *d, const struct model *model, size_t n)
     uint64_t begin = system_now_ns();
     assert(model);
 
-    for (size_t i = 0; i < n; i++) {
-        struct sequence *s = d->batch[i];
-        kv_table_grow(engine->kv, &s->table, s->position + 1);
-        d->slices[i] = (struct forward_slice){
-            .tokens = &s->next_token,
-            .n_tokens = 1,
-            .position = s->position,
-            .pages = s->table.pages,
-            .logits = LOGITS_LAST,
-        };
-    }
+    size_t n_rows = build_slices(d, n);
     const float *logits =
         forward_run(engine->decode.forward, model, engine->kv, d->slices, n, &stride);
-    for (size_t i = 0; i < n; i++)
-        d->jobs[i] = sequence_job(engine, d->batch[i], logits + i * stride);
-    score_jobs_run(engine, &engine->decode, d->jobs, n);
-    count_step(engine, model, n, system_now_ns() - begin);
+    score_rows(d, n, logits, stride);
+    count_step(engine, model, n_rows, system_now_ns() - begin);
+    size_t row = 0;
     for (size_t i = 0; i < n; i++) {
-        d->batch[i]->position++;
-        d->batch[i]->finishing = sequence_accept(engine, d->batch[i], d->jobs[i].token);
+        struct sequence *s = d->batch[i];
+        s->position += d->slices[i].n_tokens;
+        for (uint32_t t = 0; t < d->slices[i].n_tokens; t++, row++)
+            s->finishing = sequence_accept(engine, s, d->jobs[row].token, &d->scores[row]);
     }
 }
 

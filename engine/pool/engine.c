@@ -31,6 +31,22 @@ static int check_prompt(const struct engine_request *r, struct error *err)
     return 0;
 }
 
+static int check_given(const struct engine *engine, const struct engine_request *r,
+                       struct error *err)
+{
+    for (uint32_t i = 0; i < r->n; i++) {
+        if (!r->given[i].n_tokens)
+            return error_set(err, ERROR_INVALID, "given[%u]: expected at least one token", i);
+        if (r->given[i].n_tokens > engine->info.context)
+            return error_set(err, ERROR_CONTEXT,
+                             "given[%u]: %zu tokens, the context has room for %u", i,
+                             r->given[i].n_tokens, engine->info.context);
+    }
+    if (r->n_stops)
+        return error_set(err, ERROR_INVALID, "stop: expected none where the tokens are given");
+    return 0;
+}
+
 static int check_request(const struct engine *engine, const struct engine_request *r,
                          struct error *err)
 {
@@ -57,7 +73,7 @@ static int check_request(const struct engine *engine, const struct engine_reques
     if (r->decode == DECODE_PRUNED && !engine->pruned)
         return error_set(err, ERROR_INVALID,
                          "overfill.decode: \"pruned\", but no pruned model is loaded");
-    return 0;
+    return r->given ? check_given(engine, r, err) : 0;
 }
 
 void leave_waiting(struct engine *engine, uint32_t n_tokens)

@@ -3,6 +3,7 @@
 #include "engine/base/mem.h"
 #include "engine/pool/pool_internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static int tokenize_messages(struct engine *engine, struct request *request, struct error *err)
@@ -20,15 +21,34 @@ static int tokenize_messages(struct engine *engine, struct request *request, str
     return rc;
 }
 
+static int check_tokens(const struct engine *engine, const char *what, const int32_t *tokens,
+                        size_t n, struct error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= engine->info.vocab_size)
+            return error_set(err, ERROR_INVALID,
+                             "%s[%zu]: token id %d is outside the vocabulary of %u tokens", what, i,
+                             tokens[i], engine->info.vocab_size);
+    return 0;
+}
+
 static int copy_tokens(struct engine *engine, struct request *request, struct error *err)
 {
     const struct engine_request *in = &request->in;
-    for (size_t i = 0; i < in->n_tokens; i++)
-        if (in->tokens[i] < 0 || (uint32_t)in->tokens[i] >= engine->info.vocab_size)
-            return error_set(err, ERROR_INVALID,
-                             "prompt[%zu]: token id %d is outside the vocabulary of %u tokens", i,
-                             in->tokens[i], engine->info.vocab_size);
-    return token_list_append(&request->prompt, in->tokens, in->n_tokens, err);
+    int rc = check_tokens(engine, "prompt", in->tokens, in->n_tokens, err);
+    return rc ? rc : token_list_append(&request->prompt, in->tokens, in->n_tokens, err);
+}
+
+static int check_given(const struct engine *engine, const struct engine_request *in,
+                       struct error *err)
+{
+    char what[32];
+    int rc = 0;
+    for (uint32_t i = 0; in->given && i < in->n && rc == 0; i++) {
+        snprintf(what, sizeof(what), "given[%u]", i);
+        rc = check_tokens(engine, what, in->given[i].tokens, in->given[i].n_tokens, err);
+    }
+    return rc;
 }
 
 static int tokenize(struct engine *engine, struct request *request, struct error *err)
@@ -46,7 +66,18 @@ static int tokenize(struct engine *engine, struct request *request, struct error
                               &request->prompt, err);
     if (rc == 0 && request->prompt.n == 0)
         rc = error_set(err, ERROR_INVALID, "prompt: it holds no tokens; expected at least one");
-    return rc;
+    return rc ? rc : check_given(engine, in, err);
+}
+
+/* The longest choice; engine_submit saw that given ones fit the context and so the type. */
+static uint32_t wanted_tokens(const struct engine_request *in)
+{
+    size_t most = 0;
+    if (!in->given)
+        return in->max_tokens;
+    for (uint32_t i = 0; i < in->n; i++)
+        most = in->given[i].n_tokens > most ? in->given[i].n_tokens : most;
+    return (uint32_t)most;
 }
 
 /* Decides max_new and the pages of the worst case. */
@@ -54,22 +85,23 @@ static int check_limits(struct engine *engine, struct request *request, struct e
 {
     const struct engine_request *in = &request->in;
     uint32_t context = engine->info.context;
+    uint32_t max_tokens = wanted_tokens(in);
+    bool must_fit = in->given || (in->max_tokens_must_fit && max_tokens != UINT32_MAX);
     size_t n_prompt = request->prompt.n;
 
-    if (n_prompt > context || (n_prompt == context && in->max_tokens))
+    if (n_prompt > context || (n_prompt == context && max_tokens))
         return error_set(err, ERROR_CONTEXT,
                          "This model's maximum context length is %u tokens. However, your messages "
                          "resulted in %zu tokens. Please reduce the length of the messages.",
                          context, n_prompt);
     uint32_t room = context - (uint32_t)n_prompt;
-    if (in->max_tokens_must_fit && in->max_tokens != UINT32_MAX && in->max_tokens > room)
+    if (must_fit && max_tokens > room)
         return error_set(err, ERROR_CONTEXT,
                          "This model's maximum context length is %u tokens. However, you requested "
                          "%llu tokens (%zu in the prompt, %u in the completion). Please reduce the "
                          "length of the prompt or of the completion.",
-                         context, (unsigned long long)n_prompt + in->max_tokens, n_prompt,
-                         in->max_tokens);
-    request->max_new = in->max_tokens < room ? in->max_tokens : room;
+                         context, (unsigned long long)n_prompt + max_tokens, n_prompt, max_tokens);
+    request->max_new = max_tokens < room ? max_tokens : room;
 
     uint32_t n_full = (uint32_t)n_prompt / KERNEL_PAGE_TOKENS;
     uint64_t own = kv_pages_for((uint32_t)n_prompt + request->max_new) - n_full;

@@ -255,6 +255,11 @@ static int open_stage(struct engine *engine, struct stage *stage, uint32_t max_r
     return rc;
 }
 
+uint32_t decode_rows(const struct engine_options *options)
+{
+    return options->max_sequences > DECODE_ROWS ? options->max_sequences : DECODE_ROWS;
+}
+
 static int open_stages(struct engine *engine, struct error *err)
 {
     const struct engine_options *o = &engine->options;
@@ -266,7 +271,7 @@ static int open_stages(struct engine *engine, struct error *err)
     if (rc == 0)
         rc = open_stage(engine, &engine->prefill, PREFILL_MAX_ROWS, PREFILL_LOGIT_ROWS, err);
     if (rc == 0)
-        rc = open_stage(engine, &engine->decode, o->max_sequences, o->max_sequences, err);
+        rc = open_stage(engine, &engine->decode, decode_rows(o), decode_rows(o), err);
     return rc;
 }
 

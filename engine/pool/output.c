@@ -58,11 +58,12 @@ static bool grow(void **array, size_t *cap, size_t need, size_t size)
 }
 
 /* A completed stop string turns *finish to FINISH_STOP. */
-static bool append_token(struct sequence *s, int32_t token, enum finish_reason *finish)
+static bool append_token(struct sequence *s, int32_t token, const struct token_score *score,
+                         enum finish_reason *finish)
 {
     struct request *request = s->request;
     struct output_buffer *out = &request->back;
-    size_t n_top = token >= 0 ? s->n_top : 0;
+    size_t n_top = score ? score->n_top : 0;
 
     if (!grow((void **)&out->tokens, &out->cap_tokens, out->n_tokens + 1, sizeof(*out->tokens)) ||
         !grow((void **)&out->top, &out->cap_top, out->n_top + n_top, sizeof(*out->top)))
@@ -75,14 +76,14 @@ static bool append_token(struct sequence *s, int32_t token, enum finish_reason *
     if (out->text.failed || s->stream.held.failed)
         return false;
     if (n_top)
-        memcpy(out->top + out->n_top, s->top, n_top * sizeof(*s->top));
+        memcpy(out->top + out->n_top, score->top, n_top * sizeof(*score->top));
     out->tokens[out->n_tokens++] = (struct engine_token){
         .choice = s->choice,
         .token = token,
         .finish = *finish,
         .text_start = text_start,
         .text_len = out->text.len - text_start,
-        .logprob = token >= 0 ? s->logprob : NAN,
+        .logprob = score ? score->logprob : NAN,
         .n_top = (uint32_t)n_top,
         .top_start = out->n_top,
     };
@@ -91,11 +92,11 @@ static bool append_token(struct sequence *s, int32_t token, enum finish_reason *
 }
 
 enum finish_reason output_token(struct engine *engine, struct sequence *sequence, int32_t token,
-                                enum finish_reason finish)
+                                const struct token_score *score, enum finish_reason finish)
 {
     struct request *request = sequence->request;
     pthread_mutex_lock(&request->out_lock);
-    if (!request->output_failed && !append_token(sequence, token, &finish)) {
+    if (!request->output_failed && !append_token(sequence, token, score, &finish)) {
         request->output_failed = true;
         atomic_store(&request->cancelled, true);
     }

@@ -20,6 +20,7 @@
 #define PREFILL_MIN_ROWS 32   /* fewer would read the weights for too little work */
 #define PREFILL_LOGIT_ROWS 64 /* rows of logits of one prefill step */
 #define MOST_SEQUENCES 512u   /* that max_sequences may be */
+#define DECODE_ROWS 64u       /* of a decode step at least: room for runs of given tokens */
 #define REGISTRY_BUCKETS 1024
 
 /* Tokens, text and logprobs on their way out: filled by the owner, taken whole by engine_poll. */
@@ -39,13 +40,17 @@ struct sequence {
     uint32_t position;  /* tokens whose K and V are in the table */
     int32_t next_token; /* sampled, not yet computed */
     uint32_t n_generated;
-    struct sampler *sampler;
+    const struct engine_given *given; /* NULL: tokens are sampled */
+    struct sampler *sampler;          /* NULL if they are given */
     struct text_stream stream;
     bool finishing; /* its last token is out; sequence_finish comes next */
     bool finished;
     struct sequence *next; /* in the decode queue */
-    /* the step at hand */
-    float logprob;
+};
+
+/* What is said about a token besides its id. */
+struct token_score {
+    float logprob; /* NAN if not asked */
     size_t n_top;
     struct token_logprob top[ENGINE_MAX_LOGPROBS];
 };
@@ -151,6 +156,9 @@ int request_create(struct engine *engine, const struct engine_request *in, uint6
 int request_open_sequences(struct engine *engine, struct request *request, struct error *err);
 void request_free(struct request *request);
 
+/* open.c: tokens of one decode step at most, one for every sequence at least */
+uint32_t decode_rows(const struct engine_options *options);
+
 /* registry.c: from ids to requests that are not yet freed */
 void registry_add(struct engine *engine, struct request *request);
 void registry_remove(struct engine *engine, struct request *request);
@@ -159,10 +167,10 @@ bool registry_cancel(struct engine *engine, uint64_t id);
 /* output.c: all but output_notify may be called by the request's owner only */
 void output_accept(struct engine *engine, struct request *request);
 void output_prompt(struct engine *engine, struct request *request);
-/* The token just sampled for `sequence` (or -1) and its text. Returns `finish`, or FINISH_STOP when
- * the token completed a stop string. */
+/* The next token of `sequence` and its text, or -1 (score NULL) only to end it. Returns `finish`,
+ * or FINISH_STOP when the token completed a stop string. */
 enum finish_reason output_token(struct engine *engine, struct sequence *sequence, int32_t token,
-                                enum finish_reason finish);
+                                const struct token_score *score, enum finish_reason finish);
 /* The last output. Frees nothing: the consumer's next poll does. Counts it in the statistics. */
 void output_done(struct engine *engine, struct request *request, const struct error *error);
 /* Wakes the consumer if there is anything to poll; once a step, not once a token. */
@@ -179,13 +187,17 @@ struct score_job {
     float *ret_logprob;
     struct token_logprob *top; /* [k] */
     size_t *ret_n_top;
+    const struct sequence *shown; /* whose request's on_logits sees the row, or NULL */
+    uint32_t i_token;
 };
 /* Runs the jobs on the stage's team. */
 void score_jobs_run(struct engine *engine, struct stage *stage, struct score_job *jobs, size_t n);
-struct score_job sequence_job(const struct engine *engine, struct sequence *sequence,
-                              const float *logits);
-/* Takes the sampled token: counts, sends it, decides whether the choice ends. True if it does. */
-bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token);
+/* For output token i_token, which is the next one unless tokens are given. */
+struct score_job sequence_job(const struct engine *engine, const struct sequence *sequence,
+                              uint32_t i_token, const float *logits, struct token_score *score);
+/* Takes the next token: counts, sends it, decides whether the choice ends. True if it does. */
+bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token,
+                     const struct token_score *score);
 /* Ends a choice that was to have no tokens. Returns true, as the former. */
 bool sequence_skip(struct engine *engine, struct sequence *sequence);
 /* Gives back pages; when it was the request's last choice, ends the request. */

@@ -26,6 +26,7 @@ struct prefill {
     size_t n_slices;
     struct score_job jobs[MAX_JOBS];
     size_t n_jobs;
+    struct token_score scores[ENGINE_MAX_CHOICES];
 };
 
 /* Ends a request that has no sequences in decode. */
@@ -223,13 +224,15 @@ static void start_choices(struct prefill *p, struct request *request, const floa
 
     p->n_jobs = 0;
     for (uint32_t i = 0; i < n && request->max_new; i++)
-        p->jobs[p->n_jobs++] = sequence_job(engine, &request->sequences[i], logits);
+        p->jobs[p->n_jobs++] =
+            sequence_job(engine, &request->sequences[i], 0, logits, &p->scores[i]);
     score_jobs_run(engine, &engine->prefill, p->jobs, p->n_jobs);
     /* A choice that goes on is the decode thread's once pushed, so all are accepted first. */
     for (uint32_t i = 0; i < n; i++) {
         struct sequence *s = &request->sequences[i];
-        s->finishing = request->max_new ? sequence_accept(engine, s, p->jobs[i].token)
-                                        : sequence_skip(engine, s);
+        s->finishing = request->max_new
+                           ? sequence_accept(engine, s, p->jobs[i].token, &p->scores[i])
+                           : sequence_skip(engine, s);
     }
     pthread_mutex_lock(&engine->stats_lock);
     engine->stats.generated_tokens += p->n_jobs;

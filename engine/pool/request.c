@@ -61,6 +61,18 @@ static void copy_messages(struct arena *a, const struct engine_request *in,
     out->messages = messages;
 }
 
+static void copy_given(struct arena *a, const struct engine_request *in, struct engine_request *out)
+{
+    struct engine_given *given = arena_copy(a, in->given, in->n * sizeof(*given));
+    for (uint32_t i = 0; i < in->n; i++) {
+        int32_t *tokens =
+            arena_copy(a, in->given[i].tokens, in->given[i].n_tokens * sizeof(*tokens));
+        if (given)
+            given[i].tokens = tokens;
+    }
+    out->given = given;
+}
+
 static void copy_all(struct arena *a, const struct engine_request *in, struct engine_request *out)
 {
     if (in->messages)
@@ -69,6 +81,8 @@ static void copy_all(struct arena *a, const struct engine_request *in, struct en
         out->text = arena_copy(a, in->text, in->text_len);
     if (in->tokens)
         out->tokens = arena_copy(a, in->tokens, in->n_tokens * sizeof(*in->tokens));
+    if (in->given)
+        copy_given(a, in, out);
     struct stop_string *stops = arena_copy(a, in->stops, in->n_stops * sizeof(*stops));
     for (size_t i = 0; i < in->n_stops; i++) {
         char *data = arena_copy(a, in->stops[i].data, in->stops[i].len);
@@ -113,9 +127,12 @@ static int open_sequence(struct engine *engine, struct request *request, uint32_
     struct sequence *s = &request->sequences[i];
     s->request = request;
     s->choice = i;
-    s->logprob = NAN;
     text_stream_init(&s->stream, engine->tokenizer, request->in.stops, request->in.n_stops);
-    int rc = sampler_open(&request->in.sampling, i, engine->info.vocab_size, request->prompt.ids,
+    int rc = 0;
+    if (request->in.given)
+        s->given = &request->in.given[i];
+    else
+        rc = sampler_open(&request->in.sampling, i, engine->info.vocab_size, request->prompt.ids,
                           request->prompt.n, &s->sampler, err);
     if (rc == 0)
         rc = kv_table_open(&s->table, (uint32_t)request->prompt.n + request->max_new, err);

@@ -13,6 +13,10 @@ struct score_context {
 static void score_one(struct score_context *c, unsigned member, struct score_job *job)
 {
     uint32_t n_vocab = c->engine->info.vocab_size;
+    if (job->shown) {
+        const struct engine_request *in = &job->shown->request->in;
+        in->on_logits(in->user, job->shown->choice, job->i_token, job->logits, n_vocab);
+    }
     if (job->sampler)
         job->token =
             sampler_sample(job->sampler, job->logits, job->banned, c->stage->scratch[member]);
@@ -36,20 +40,25 @@ void score_jobs_run(struct engine *engine, struct stage *stage, struct score_job
     team_for(stage->team, n, score_unit, &c);
 }
 
-struct score_job sequence_job(const struct engine *engine, struct sequence *sequence,
-                              const float *logits)
+struct score_job sequence_job(const struct engine *engine, const struct sequence *sequence,
+                              uint32_t i_token, const float *logits, struct token_score *score)
 {
     const struct engine_request *in = &sequence->request->in;
-    bool no_end = in->ignore_eos || sequence->n_generated < in->min_tokens;
+    bool no_end = in->ignore_eos || i_token < in->min_tokens;
+    score->logprob = NAN;
+    score->n_top = 0;
     return (struct score_job){
         .logits = logits,
         .sampler = sequence->sampler,
         .banned = no_end ? engine->end_tokens : NULL,
+        .token = sequence->given ? sequence->given->tokens[i_token] : -1,
         .with_logprob = in->n_logprobs >= 0,
         .k = in->n_logprobs > 0 ? (size_t)in->n_logprobs : 0,
-        .ret_logprob = &sequence->logprob,
-        .top = sequence->top,
-        .ret_n_top = &sequence->n_top,
+        .ret_logprob = &score->logprob,
+        .top = score->top,
+        .ret_n_top = &score->n_top,
+        .shown = in->on_logits ? sequence : NULL,
+        .i_token = i_token,
     };
 }
 
@@ -63,21 +72,24 @@ static void count_finish(struct engine *engine, enum finish_reason finish)
     pthread_mutex_unlock(&engine->stats_lock);
 }
 
-bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token)
+bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t token,
+                     const struct token_score *score)
 {
     struct request *request = sequence->request;
+    const struct engine_given *given = sequence->given;
     enum finish_reason finish = FINISH_NONE;
 
     if (!request->first_token_ns)
         request->first_token_ns = system_now_ns();
-    sampler_accept(sequence->sampler, token);
+    if (!given)
+        sampler_accept(sequence->sampler, token);
     sequence->n_generated++;
     sequence->next_token = token;
-    if (tokenizer_is_end(engine->tokenizer, token))
+    if (!given && tokenizer_is_end(engine->tokenizer, token))
         finish = FINISH_STOP;
-    else if (sequence->n_generated >= request->max_new)
+    else if (sequence->n_generated >= (given ? given->n_tokens : request->max_new))
         finish = FINISH_LENGTH;
-    finish = output_token(engine, sequence, token, finish);
+    finish = output_token(engine, sequence, token, score, finish);
     if (finish != FINISH_NONE)
         count_finish(engine, finish);
     return finish != FINISH_NONE;
@@ -85,7 +97,7 @@ bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t t
 
 bool sequence_skip(struct engine *engine, struct sequence *sequence)
 {
-    output_token(engine, sequence, -1, FINISH_LENGTH);
+    output_token(engine, sequence, -1, NULL, FINISH_LENGTH);
     count_finish(engine, FINISH_LENGTH);
     return true;
 }

@@ -353,7 +353,9 @@ static uint32_t next(uint32_t *seed, uint32_t n)
 
 #define N_RANDOM 300
 
-static struct engine_request random_request(uint32_t *seed, int32_t *tokens)
+/* tokens: room for 440; given: of as many choices as a request may have here */
+static struct engine_request random_request(uint32_t *seed, int32_t *tokens,
+                                            struct engine_given *given)
 {
     size_t n = 1 + next(seed, next(seed, 8) ? 40 : 400);
     rig_prompt(*seed, n, tokens);
@@ -365,6 +367,10 @@ static struct engine_request random_request(uint32_t *seed, int32_t *tokens)
     r.decode = next(seed, 4) ? DECODE_DEFAULT : DECODE_FULL;
     r.sampling.seed = *seed;
     r.sampling.temperature = (float)next(seed, 3) / 2;
+    for (uint32_t i = 0; i < r.n; i++)
+        given[i] = (struct engine_given){tokens, 1 + next(seed, (uint32_t)n) % 100};
+    if (next(seed, 3) == 0)
+        r.given = given;
     return r;
 }
 
@@ -384,8 +390,9 @@ static void random_requests_and_cancels_leave_nothing(void **state)
 
     for (int i = 0; i < N_RANDOM; i++) {
         int32_t tokens[440];
+        struct engine_given given[RIG_MAX_CHOICES];
         pointers[i] = &results[i];
-        rig_submit(b.engine, random_request(&seed, tokens), &results[i]);
+        rig_submit(b.engine, random_request(&seed, tokens, given), &results[i]);
         atomic_store(&b.last_id, results[i].id);
         if (next(&seed, 3) == 0)
             engine_cancel(b.engine, results[next(&seed, (uint32_t)i + 1)].id);

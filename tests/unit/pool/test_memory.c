@@ -140,6 +140,22 @@ static void text_with_the_prompt_only(void **state)
     engine_close(engine);
 }
 
+static void given_tokens(void **state)
+{
+    struct engine_options o = options(*state);
+    struct engine *engine = rig_open(&o);
+    int32_t tokens[2][90];
+    const struct engine_given given[2] = {{tokens[0], 90}, {tokens[1], 7}};
+    rig_prompt(2, 90, tokens[0]);
+    rig_prompt(3, 7, tokens[1]);
+    struct engine_request r = rig_request(prompt, 40);
+    r.n = 2;
+    r.given = given;
+    r.n_logprobs = 1;
+    assert_true(check_sites(engine, r) > 8);
+    engine_close(engine);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -147,6 +163,7 @@ int main(void)
         cmocka_unit_test(tokens_with_everything),
         cmocka_unit_test(messages),
         cmocka_unit_test(text_with_the_prompt_only),
+        cmocka_unit_test(given_tokens),
     };
     return cmocka_run_group_tests(tests, rig_write_files, rig_remove_files);
 }

@@ -22,9 +22,17 @@
 
 struct engine;
 
-/* Who writes the answer after the first token. */
-enum decode_mode { DECODE_DEFAULT, DECODE_PRUNED, DECODE_FULL };
-const char *decode_mode_name(enum decode_mode mode); /* "pruned", "full" */
+/* Who writes the answer after the first token: the quality dial. */
+enum decode_mode {
+    DECODE_DEFAULT,
+    DECODE_PRUNED,  /* the twin */
+    DECODE_REFRESH, /* the twin; after every `every` tokens the full model reads them again and its
+                       keys and values take the place of the twin's */
+    DECODE_VERIFY,  /* the twin drafts `every` tokens, the full model accepts or replaces them: its
+                       own tokens if greedy, its own distribution if sampled */
+    DECODE_FULL,    /* the full model */
+};
+const char *decode_mode_name(enum decode_mode mode); /* "pruned", "refresh", "verify", "full" */
 int decode_mode_from_name(const char *name);         /* -1 if unknown */
 
 enum kv_type { KV_F16, KV_F32 };
@@ -38,6 +46,7 @@ struct engine_options {
     const char *model_id;      /* name on the wire, or NULL: derived from the file's name */
     const char *chat_template; /* a family's name, or NULL: recognised from the file */
     enum decode_mode decode;   /* DECODE_DEFAULT: pruned if there is a twin */
+    uint32_t decode_every;     /* of refresh and verify; 0: 16 and 4 */
     enum weight_type weights;
     enum kv_type kv_type;
     uint32_t context; /* tokens a request may use, prompt + answer; 0: min(trained, 8192) */
@@ -48,6 +57,9 @@ struct engine_options {
     uint32_t max_queue;        /* requests waiting; 0: 512. Past it engine_submit is ERROR_BUSY */
     uint32_t max_queue_tokens; /* prompt tokens waiting; 0: 1,000,000 */
     uint32_t prefill_chunk_ms; /* time a prefill chunk aims at; 0: 25 */
+    bool no_prefix_cache;      /* pages are forgotten with the request that computed them */
+    bool no_background;        /* finished answers are not read by the full model while idle */
+    double shadow_rate; /* 0..1: share of the twin's answers scored by both models while idle */
     /* Called on an engine thread when there is something to poll and the consumer may be asleep.
      * Must not block (uv_async_send). NULL: the consumer uses engine_wait. */
     void (*wake)(void *user);
@@ -68,6 +80,7 @@ void engine_drain(struct engine *engine);
 #define ENGINE_MAX_CHOICES 128
 #define ENGINE_MAX_LOGPROBS 20
 #define ENGINE_MAX_STOPS 16
+#define ENGINE_MAX_EVERY 256
 
 /* Tokens that a choice is to have, whatever the model thinks of them. */
 struct engine_given {
@@ -103,6 +116,10 @@ struct engine_request {
     int32_t n_logprobs;   /* -1: none; 0: the token's own; k: and the k best */
     bool prompt_logprobs; /* also for every prompt token (echo); same k */
     enum decode_mode decode;
+    uint32_t decode_every; /* of refresh and verify, 1..ENGINE_MAX_EVERY; 0: the server's */
+    int32_t priority;      /* lower goes first; the higher give up their pages first */
+    uint64_t fairness_key; /* requests of equal priority are admitted from each key in turn */
+    bool no_cache;         /* its prompt is neither looked for in the prefix cache nor kept there */
     /* Scoring: [n], the choices' tokens, or NULL. They take the place of drawn ones, all else is as
      * in serving: the full model scores the first, the decode model of `decode` the others on the
      * KV that serving would have. Such a step takes many tokens at once and gives the same bits.
@@ -130,7 +147,14 @@ struct engine_token {
 struct engine_usage {
     uint32_t prompt_tokens;
     uint32_t cached_tokens;     /* of the prompt, found in the prefix cache */
+    uint32_t matched_tokens;    /* >= cached_tokens: where it differs from the nearest one kept */
     uint32_t completion_tokens; /* all choices together */
+    enum decode_mode decode;    /* the dial as it was, and of all choices together: */
+    uint32_t decode_every;      /*   0 unless refresh or verify */
+    uint32_t refreshed_tokens;  /*   answer tokens read again by the full model */
+    uint32_t drafted_tokens;    /*   by the twin, for verify */
+    uint32_t accepted_tokens;   /*   of these, by the full model */
+    uint32_t n_preemptions;     /* times its pages were taken away and computed again */
     double queue_ms;            /* submit to the first prefill chunk */
     double prefill_ms;          /* first chunk to the first token */
     double decode_ms;           /* first token to the end */
@@ -157,10 +181,14 @@ struct engine_output {
     struct engine_usage usage; /* final when done, prompt_tokens from `accepted` on */
 };
 
-/* Returns 0 and the request's id. ERROR_BUSY: queue full. ERROR_INVALID: names the field. Anything
- * found later (context too long, ...) arrives as an output with `error`. */
+/* Returns 0 and the request's id. ERROR_BUSY: queue full; engine_retry_after_ms says how long.
+ * ERROR_INVALID: names the field. Anything found later (context too long, ...) arrives as an output
+ * with `error`. */
 int engine_submit(struct engine *engine, const struct engine_request *request, uint64_t *ret_id,
                   struct error *err);
+/* When a place in the queue can be expected, from the rates measured so far: 100..60,000. Any
+ * thread. */
+uint32_t engine_retry_after_ms(struct engine *engine);
 /* Ends a request at whatever stage it is; its last output has done and ERROR_CANCELLED. An id that
  * is already gone is fine. */
 void engine_cancel(struct engine *engine, uint64_t id);
@@ -192,11 +220,24 @@ struct engine_stats {
     uint32_t requests_waiting; /* submitted, prefill not begun */
     uint32_t requests_prefilling;
     uint32_t sequences_decoding;
-    uint32_t kv_pages_used, kv_pages_total;
+    uint32_t requests_preempted;            /* sequences that wait for pages to go on */
+    uint32_t kv_pages_used, kv_pages_total; /* used: by requests */
+    uint32_t kv_pages_cached;               /* kept for prompts to come, given up when needed */
     size_t kv_page_bytes;
-    uint64_t prompt_tokens; /* counters since open */
-    uint64_t cached_tokens;
+    uint64_t prompt_tokens;       /* counters since open */
+    uint64_t prompt_tokens_asked; /* looked for in the prefix cache */
+    uint64_t cached_tokens;       /*   and found there: not part of prompt_tokens */
     uint64_t generated_tokens;
+    uint64_t refreshed_tokens, drafted_tokens, accepted_tokens; /* the dial, as in engine_usage */
+    uint64_t background_tokens; /* of finished answers, read by the full model while idle */
+    uint64_t preemptions;
+    uint64_t pages_evicted; /* from the prefix cache */
+    /* Shadow checks: the twin's answers scored by both models. */
+    uint64_t shadow_answers, shadow_tokens;
+    uint64_t shadow_agreed;  /* tokens where both models' best is the same */
+    double shadow_kl;        /* sum over tokens of KL(full || twin), nats */
+    double cancel_last_s;    /* engine_cancel to the release of all it held: the last one, */
+    double cancel_longest_s; /*   the longest */
     uint64_t prefill_steps, decode_steps;
     double prefill_seconds, decode_seconds; /* busy time of each stage */
     uint64_t finished_stop, finished_length, cancelled, failed;

@@ -8,16 +8,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char *const mode_names[] = {
+    [DECODE_DEFAULT] = "default", [DECODE_PRUNED] = "pruned", [DECODE_REFRESH] = "refresh",
+    [DECODE_VERIFY] = "verify",   [DECODE_FULL] = "full",
+};
+
 const char *decode_mode_name(enum decode_mode mode)
 {
-    return mode == DECODE_PRUNED ? "pruned" : mode == DECODE_FULL ? "full" : "default";
+    return mode_names[mode];
 }
 
 int decode_mode_from_name(const char *name)
 {
-    if (strcmp(name, "pruned") == 0)
-        return DECODE_PRUNED;
-    return strcmp(name, "full") == 0 ? DECODE_FULL : -1;
+    for (int mode = DECODE_PRUNED; mode <= DECODE_FULL; mode++)
+        if (strcmp(name, mode_names[mode]) == 0)
+            return mode;
+    return -1;
 }
 
 static int check_prompt(const struct engine_request *r, struct error *err)
@@ -70,9 +76,13 @@ static int check_request(const struct engine *engine, const struct engine_reques
             return error_set(err, ERROR_INVALID,
                              "logit_bias: token id %d is outside the vocabulary of %u tokens",
                              r->sampling.bias[i].token, engine->info.vocab_size);
-    if (r->decode == DECODE_PRUNED && !engine->pruned)
+    if (r->decode != DECODE_DEFAULT && r->decode != DECODE_FULL && !engine->pruned)
         return error_set(err, ERROR_INVALID,
-                         "overfill.decode: \"pruned\", but no pruned model is loaded");
+                         "overfill.decode: \"%s\", but no pruned model is loaded",
+                         decode_mode_name(r->decode));
+    if (r->decode_every > ENGINE_MAX_EVERY)
+        return error_set(err, ERROR_INVALID, "overfill.every: %u, expected 1 to %d",
+                         r->decode_every, ENGINE_MAX_EVERY);
     return r->given ? check_given(engine, r, err) : 0;
 }
 
@@ -166,6 +176,11 @@ void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats)
     ret_stats->kv_pages_used = kv_pool_n_used(engine->kv);
     ret_stats->kv_pages_total = kv_pool_n_pages(engine->kv);
     ret_stats->kv_page_bytes = kv_page_bytes(kv_pool_layout(engine->kv));
+}
+
+uint32_t engine_retry_after_ms(struct engine *engine)
+{
+    return 1000;
 }
 
 const struct tokenizer *engine_tokenizer(const struct engine *engine)

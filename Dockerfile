@@ -11,7 +11,7 @@ RUN apt-get update \
 FROM debian:12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        libuv1 libmicrohttpd12 libcjson1 libopenblas0-pthread liblapacke libpcre2-8-0 libcyaml1 libyaml-0-2 curl \
+        libuv1 libmicrohttpd12 libcjson1 libopenblas0-pthread liblapacke libpcre2-8-0 zlib1g libcyaml1 libyaml-0-2 curl \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --no-create-home overfill
 COPY --from=build /src/build/cli/overfill /usr/local/bin/overfill

@@ -23,7 +23,7 @@ static void store_keys(const struct forward *f, size_t row, uint32_t head, const
     uint32_t page = slice_of(f, row)->pages[position / KERNEL_PAGE_TOKENS];
     size_t t = position % KERNEL_PAGE_TOKENS;
     uint32_t head_dim = f->model->params.head_dim;
-    void *keys = kv_page_keys(f->pool, page, f->layer, head);
+    void *keys = kv_page_keys(f->pool, page, f->kv_layer, head);
 
     if (kv_pool_layout(f->pool)->element_bytes == sizeof(float)) {
         for (size_t d = 0; d < head_dim; d++)
@@ -42,7 +42,7 @@ static void store_values(const struct forward *f, size_t row, uint32_t head, con
     uint32_t page = slice_of(f, row)->pages[position / KERNEL_PAGE_TOKENS];
     size_t t = position % KERNEL_PAGE_TOKENS;
     uint32_t head_dim = f->model->params.head_dim;
-    void *values = kv_page_values(f->pool, page, f->layer, head);
+    void *values = kv_page_values(f->pool, page, f->kv_layer, head);
 
     if (kv_pool_layout(f->pool)->element_bytes == sizeof(float))
         memcpy((float *)values + t * head_dim, v, head_dim * sizeof(float));
@@ -97,8 +97,8 @@ void attention_store_head(struct forward *f, uint32_t head, size_t row_begin, si
 static void load_page(const struct forward *f, const struct forward_slice *slice, size_t i,
                       uint32_t kv_head, const struct member_scratch *scratch, struct attend_page *a)
 {
-    const void *keys = kv_page_keys(f->pool, slice->pages[i], f->layer, kv_head);
-    const void *values = kv_page_values(f->pool, slice->pages[i], f->layer, kv_head);
+    const void *keys = kv_page_keys(f->pool, slice->pages[i], f->kv_layer, kv_head);
+    const void *values = kv_page_values(f->pool, slice->pages[i], f->kv_layer, kv_head);
     size_t n = (size_t)a->head_dim * KERNEL_PAGE_TOKENS;
 
     if (kv_pool_layout(f->pool)->element_bytes == sizeof(float)) {

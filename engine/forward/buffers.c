@@ -22,12 +22,11 @@ struct sizes {
 static void add_sizes(const struct model *m, struct sizes *s)
 {
     const struct model_params *p = &m->params;
-    s->hidden = max_size(s->hidden, m->layers[0].down.n_rows);
-    s->heads = max_size(s->heads, round_up(m->layers[0].o.n_in, KERNEL_BLOCK));
+    s->hidden = max_size(s->hidden, round_up(p->hidden, KERNEL_TILE));
     s->q = max_size(s->q, (size_t)p->n_heads * p->head_dim);
-    for (uint32_t l = 0; l < p->n_layers; l++)
-        s->mlp = max_size(s->mlp, m->layers[l].gate_up.n_rows / 2);
-    s->vocab = max_size(s->vocab, m->head.n_rows);
+    s->heads = max_size(s->heads, round_up(s->q, KERNEL_BLOCK));
+    s->mlp = max_size(s->mlp, round_up(p->mlp, KERNEL_TILE));
+    s->vocab = max_size(s->vocab, round_up(p->vocab_size, KERNEL_TILE));
     s->tile = max_size(s->tile, max_size(m->head_pad, TILES_GATE_UP * KERNEL_TILE));
     s->head_dim = max_size(s->head_dim, p->head_dim);
     s->group = max_size(s->group, p->n_heads / p->n_kv_heads);

@@ -12,13 +12,6 @@ static void run_phase(struct forward *f, size_t n_units, team_unit_fn *fn)
     team_for(f->team, n_units, fn, f);
 }
 
-static void show_tap(const struct forward *f, enum forward_tap tap, const float *rows,
-                     uint32_t width, size_t stride)
-{
-    if (f->tap)
-        f->tap(f->tap_user, tap, f->layer, rows, f->n_rows, width, stride);
-}
-
 /* x = embedding of the token */
 static void embed_unit(void *context, unsigned member, size_t row)
 {
@@ -90,7 +83,7 @@ static void attention(struct forward *f)
 static void quantize_attention_unit(void *context, unsigned member, size_t row)
 {
     const struct forward *f = context;
-    linear_prepare(f, f->attn + row * f->heads_stride, f->model->layers[0].o.n_in, row, 0,
+    linear_prepare(f, f->attn + row * f->heads_stride, f->model->layers[f->layer].o.n_in, row, 0,
                    &f->quantized_attn);
 }
 
@@ -185,28 +178,36 @@ static void head(struct forward *f)
               head_unit);
 }
 
-static void pass(struct forward *f)
+static void run_part(struct forward *f, uint32_t l, enum forward_part part)
 {
-    const struct model_params *p = &f->model->params;
-
-    run_phase(f, f->n_rows, embed_unit);
-    for (f->layer = 0; f->layer < p->n_layers; f->layer++) {
-        const struct layer *layer = &f->model->layers[f->layer];
+    const struct layer *layer = &f->model->layers[l];
+    f->layer = l;
+    f->kv_layer = l % kv_pool_layout(f->pool)->n_layers;
+    switch (part) {
+    case FORWARD_ATTN_NORM:
         norm(f, layer->attn_norm);
-        show_tap(f, TAP_ATTN_NORM, f->normed, p->hidden, f->hidden_stride);
+        break;
+    case FORWARD_ATTN:
         qkv(f);
         attention(f);
+        break;
+    case FORWARD_ATTN_OUT:
         if (f->model->quantized)
             run_phase(f, f->n_rows, quantize_attention_unit);
         add_product(f, &layer->o, f->attn, f->heads_stride, &f->quantized_attn);
+        break;
+    case FORWARD_MLP_NORM:
         norm(f, layer->mlp_norm);
-        show_tap(f, TAP_MLP_NORM, f->normed, p->hidden, f->hidden_stride);
+        break;
+    case FORWARD_MLP:
         gate_up(f);
-        show_tap(f, TAP_MLP_HIDDEN, f->mlp, p->mlp, f->mlp_stride);
+        break;
+    case FORWARD_MLP_OUT:
         add_product(f, &layer->down, f->mlp, f->mlp_stride, &f->quantized_mlp);
+        break;
+    case FORWARD_PARTS:
+        break;
     }
-    if (f->n_logit_rows)
-        head(f);
 }
 
 static void add_rows(struct forward *f, uint32_t i_slice)
@@ -232,8 +233,8 @@ static void add_rows(struct forward *f, uint32_t i_slice)
     }
 }
 
-const float *forward_run(struct forward *f, const struct model *model, const struct kv_pool *pool,
-                         const struct forward_slice *slices, size_t n_slices, size_t *ret_stride)
+void forward_begin(struct forward *f, const struct model *model, const struct kv_pool *pool,
+                   const struct forward_slice *slices, size_t n_slices)
 {
     f->model = model;
     f->pool = pool;
@@ -241,15 +242,43 @@ const float *forward_run(struct forward *f, const struct model *model, const str
     f->n_rows = f->n_logit_rows = f->n_attend_units = 0;
     for (size_t i = 0; i < n_slices; i++)
         add_rows(f, (uint32_t)i);
+}
+
+const float *forward_run(struct forward *f, const struct model *model, const struct kv_pool *pool,
+                         const struct forward_slice *slices, size_t n_slices, size_t *ret_stride)
+{
+    forward_begin(f, model, pool, slices, n_slices);
     team_begin(f->team);
-    pass(f);
+    run_phase(f, f->n_rows, embed_unit);
+    for (uint32_t l = 0; l < model->params.n_layers; l++)
+        for (unsigned part = 0; part < FORWARD_PARTS; part++)
+            run_part(f, l, (enum forward_part)part);
+    if (f->n_logit_rows)
+        head(f);
     team_end(f->team);
     *ret_stride = f->vocab_stride;
     return f->logits;
 }
 
-void forward_set_tap(struct forward *f, forward_tap_fn *tap, void *user)
+void forward_part(struct forward *f, uint32_t layer, enum forward_part part)
 {
-    f->tap = tap;
-    f->tap_user = user;
+    team_begin(f->team);
+    run_part(f, layer, part);
+    team_end(f->team);
+}
+
+struct forward_rows forward_rows(const struct forward *f, enum forward_buffer buffer)
+{
+    const struct model_params *p = &f->model->params;
+    switch (buffer) {
+    case FORWARD_NORMED:
+        return (struct forward_rows){f->normed, f->n_rows, p->hidden, f->hidden_stride};
+    case FORWARD_ATTENTION:
+        return (struct forward_rows){f->attn, f->n_rows, p->n_heads * p->head_dim, f->heads_stride};
+    case FORWARD_HIDDEN:
+        return (struct forward_rows){f->mlp, f->n_rows, p->mlp, f->mlp_stride};
+    case FORWARD_X:
+        break;
+    }
+    return (struct forward_rows){f->x, f->n_rows, p->hidden, f->hidden_stride};
 }

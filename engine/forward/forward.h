@@ -24,15 +24,6 @@ struct forward_slice {
     enum logits_wanted logits;
 };
 
-/* What calibration looks at, called by the leader between phases with all rows in place. */
-enum forward_tap {
-    TAP_ATTN_NORM, /* [n_rows][hidden]: input of q, k, v */
-    TAP_MLP_NORM,  /* [n_rows][hidden]: input of gate and up */
-    TAP_MLP_HIDDEN /* [n_rows][mlp]: input of down */
-};
-typedef void forward_tap_fn(void *user, enum forward_tap tap, uint32_t layer, const float *rows,
-                            uint32_t n_rows, uint32_t width, size_t stride);
-
 /* Buffers for one team; one pass at a time. */
 struct forward;
 
@@ -44,13 +35,36 @@ int forward_open(const struct model *const *models, size_t n_models, const struc
                  struct forward **ret_forward, struct error *err);
 void forward_close(struct forward *forward);
 
-/* Calibration only: float models (the taps see float rows), NULL turns it off. */
-void forward_set_tap(struct forward *forward, forward_tap_fn *tap, void *user);
-
 /* Runs the batch on the team and returns logits [n][stride], the wanted rows of slice 0 first;
  * valid until the next pass. Sum of n_tokens <= max_rows; wanted rows <= max_logit_rows. */
 const float *forward_run(struct forward *forward, const struct model *model,
                          const struct kv_pool *pool, const struct forward_slice *slices,
                          size_t n_slices, size_t *ret_stride);
+
+/* The same pass step by step, for work that goes layer by layer and looks at the rows between steps
+ * (engine/prune): forward_begin, then for a layer its parts in this order. The rows of the batch are
+ * numbered through all slices. A pool of one layer holds whichever layer is at hand. */
+enum forward_part {
+    FORWARD_ATTN_NORM, /* x -> normed: input of q, k, v */
+    FORWARD_ATTN,      /* normed -> K and V in their pages, attn */
+    FORWARD_ATTN_OUT,  /* x += o attn */
+    FORWARD_MLP_NORM,  /* x -> normed: input of gate and up */
+    FORWARD_MLP,       /* normed -> mlp: input of down */
+    FORWARD_MLP_OUT,   /* x += down mlp */
+    FORWARD_PARTS
+};
+/* Sets up the batch; x holds its rows' residual stream, for the caller to fill in. */
+void forward_begin(struct forward *forward, const struct model *model, const struct kv_pool *pool,
+                   const struct forward_slice *slices, size_t n_slices);
+void forward_part(struct forward *forward, uint32_t layer, enum forward_part part);
+
+/* Row r at data + r * stride. */
+struct forward_rows {
+    float *data;
+    uint32_t n_rows, width;
+    size_t stride;
+};
+enum forward_buffer { FORWARD_X, FORWARD_NORMED, FORWARD_ATTENTION, FORWARD_HIDDEN };
+struct forward_rows forward_rows(const struct forward *forward, enum forward_buffer buffer);
 
 #endif

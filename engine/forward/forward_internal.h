@@ -69,6 +69,7 @@ struct forward {
     uint32_t n_attend_units;
     /* the phase at hand; written by the leader before its units are given out */
     uint32_t layer;
+    uint32_t kv_layer; /* where its K and V are in the pool */
     const float *norm_weight;
     struct linear residual; /* add_product's, all but range and out */
 
@@ -85,9 +86,6 @@ struct forward {
     float *logits; /* [max_logit_rows][vocab_stride] */
     struct quantized_rows quantized_normed, quantized_attn, quantized_mlp;
     struct member_scratch *scratch; /* [team size] */
-
-    forward_tap_fn *tap;
-    void *tap_user;
 };
 
 /* linear.c */

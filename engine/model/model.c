@@ -8,14 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Name pieces in GGUF's order; %u is the layer. */
-static const struct tensor *layer_tensor(const struct model *model, uint32_t l, const char *what)
-{
-    char name[64];
-    snprintf(name, sizeof(name), "blk.%u.%s", l, what);
-    return model_file_tensor(model->file, name);
-}
-
 static uint32_t round_up(uint32_t n, uint32_t multiple)
 {
     return (n + multiple - 1) / multiple * multiple;
@@ -113,14 +105,12 @@ static uint32_t qkv_rows(const struct model *model, const struct tensor *q, cons
 }
 
 /* Biases in the order of the packed qkv rows. */
-static float *load_qkv_bias(const struct model *model, uint32_t l, struct row_source *rows)
+static float *load_qkv_bias(const struct model *model, const struct layer_tensors *t,
+                            struct row_source *rows)
 {
-    const struct tensor *q = layer_tensor(model, l, "attn_q.bias");
-    const struct tensor *k = layer_tensor(model, l, "attn_k.bias");
-    const struct tensor *v = layer_tensor(model, l, "attn_v.bias");
-    uint32_t n = qkv_rows(model, q, k, v, rows);
+    const struct tensor *sources[3] = {t->q_bias, t->k_bias, t->v_bias};
+    uint32_t n = qkv_rows(model, sources[0], sources[1], sources[2], rows);
     float *bias = mem_calloc(n, sizeof(float));
-    const struct tensor *sources[3] = {q, k, v};
 
     for (int s = 0; s < 3 && bias; s++) {
         _cleanup_mem_ float *values = load_vector(sources[s], sources[s]->dims[0]);
@@ -135,55 +125,107 @@ static float *load_qkv_bias(const struct model *model, uint32_t l, struct row_so
     return bias;
 }
 
-static int open_layer_vectors(struct model *model, uint32_t l, struct row_source *rows,
+/* Norm weights: the tensor's, or ones. */
+static float *load_norm(const struct tensor *t, uint32_t n)
+{
+    if (t)
+        return load_vector(t, n);
+    float *ones = mem_array(n, sizeof(float));
+    for (uint32_t i = 0; ones && i < n; i++)
+        ones[i] = 1;
+    return ones;
+}
+
+static int open_layer_vectors(struct model *model, struct layer *layer,
+                              const struct layer_tensors *t, struct row_source *rows,
                               struct error *err)
 {
     const struct model_params *p = &model->params;
-    struct layer *layer = &model->layers[l];
 
-    layer->attn_norm = load_vector(layer_tensor(model, l, "attn_norm.weight"), p->hidden);
-    layer->mlp_norm = load_vector(layer_tensor(model, l, "ffn_norm.weight"), p->hidden);
+    layer->attn_norm = load_norm(t->attn_norm, p->hidden);
+    layer->mlp_norm = load_norm(t->mlp_norm, p->hidden);
     bool ok = layer->attn_norm && layer->mlp_norm;
     if (p->has_qk_norm) {
-        layer->q_norm = load_head_vector(p, layer_tensor(model, l, "attn_q_norm.weight"));
-        layer->k_norm = load_head_vector(p, layer_tensor(model, l, "attn_k_norm.weight"));
+        layer->q_norm = load_head_vector(p, t->q_norm);
+        layer->k_norm = load_head_vector(p, t->k_norm);
         ok = ok && layer->q_norm && layer->k_norm;
     }
     if (p->has_qkv_bias) {
-        layer->qkv_bias = load_qkv_bias(model, l, rows);
+        layer->qkv_bias = load_qkv_bias(model, t, rows);
         ok = ok && layer->qkv_bias;
     }
     return ok ? 0 : error_memory(err, "layer vectors", p->hidden);
 }
 
-static int open_layer(struct model *model, uint32_t l, struct row_source *rows, struct error *err)
+/* Alternately 16 rows of gate and of up. */
+static int pack_gate_up(struct model *model, const struct tensor *gate, const struct tensor *up,
+                        struct row_source *rows, struct matrix *ret_matrix, struct error *err)
 {
     const struct model_params *p = &model->params;
-    struct layer *layer = &model->layers[l];
-    const struct tensor *gate = layer_tensor(model, l, "ffn_gate.weight");
-    const struct tensor *up = layer_tensor(model, l, "ffn_up.weight");
-    int rc = open_layer_vectors(model, l, rows, err);
-    if (rc)
-        return rc;
-
-    uint32_t n = qkv_rows(model, layer_tensor(model, l, "attn_q.weight"),
-                          layer_tensor(model, l, "attn_k.weight"),
-                          layer_tensor(model, l, "attn_v.weight"), rows);
-    rc = pack(model, rows, n, p->hidden, &layer->qkv, err);
-    if (rc == 0)
-        rc = pack_plain(model, layer_tensor(model, l, "attn_output.weight"), rows, &layer->o, err);
-    if (rc)
-        return rc;
-
-    n = 0;
+    uint32_t n = 0;
     for (uint32_t begin = 0; begin < p->mlp; begin += KERNEL_TILE)
         for (int s = 0; s < 2; s++)
             for (uint32_t i = begin; i < begin + KERNEL_TILE; i++)
                 rows[n++] = (struct row_source){i < p->mlp ? (s ? up : gate) : NULL, i};
-    rc = pack(model, rows, n, p->hidden, &layer->gate_up, err);
-    if (rc == 0)
-        rc = pack_plain(model, layer_tensor(model, l, "ffn_down.weight"), rows, &layer->down, err);
+    return pack(model, rows, n, p->hidden, ret_matrix, err);
+}
+
+static int pack_layer(struct model *model, uint32_t l, const struct layer_tensors *t,
+                      struct row_source *rows, struct error *err)
+{
+    struct layer *layer = &model->layers[l];
+    int rc = layer->attn_norm ? 0 : open_layer_vectors(model, layer, t, rows, err);
+    if (rc == 0 && t->q)
+        rc = pack(model, rows, qkv_rows(model, t->q, t->k, t->v, rows), model->params.hidden,
+                  &layer->qkv, err);
+    if (rc == 0 && t->o)
+        rc = pack_plain(model, t->o, rows, &layer->o, err);
+    if (rc == 0 && t->gate)
+        rc = pack_gate_up(model, t->gate, t->up, rows, &layer->gate_up, err);
+    if (rc == 0 && t->down)
+        rc = pack_plain(model, t->down, rows, &layer->down, err);
     return rc;
+}
+
+void layer_tensors_find(const struct model_file *file, uint32_t layer,
+                        struct layer_tensors *ret_tensors)
+{
+    struct layer_tensors *t = ret_tensors;
+    const struct {
+        const char *name;
+        const struct tensor **tensor;
+    } parts[] = {
+        {"attn_norm.weight", &t->attn_norm}, {"ffn_norm.weight", &t->mlp_norm},
+        {"attn_q_norm.weight", &t->q_norm},  {"attn_k_norm.weight", &t->k_norm},
+        {"attn_q.weight", &t->q},            {"attn_k.weight", &t->k},
+        {"attn_v.weight", &t->v},            {"attn_q.bias", &t->q_bias},
+        {"attn_k.bias", &t->k_bias},         {"attn_v.bias", &t->v_bias},
+        {"attn_output.weight", &t->o},       {"ffn_gate.weight", &t->gate},
+        {"ffn_up.weight", &t->up},           {"ffn_down.weight", &t->down},
+    };
+    char name[64];
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+        snprintf(name, sizeof(name), "blk.%u.%s", layer, parts[i].name);
+        *parts[i].tensor = model_file_tensor(file, name);
+    }
+}
+
+/* Scratch for the rows of any matrix. */
+static struct row_source *alloc_rows(const struct model_params *p, uint32_t head_pad)
+{
+    uint32_t most = (p->n_heads + 2 * p->n_kv_heads) * head_pad;
+    const uint32_t others[] = {p->hidden, 2 * round_up(p->mlp, KERNEL_TILE), p->vocab_size};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        most = most > others[i] ? most : others[i];
+    return mem_array(round_up(most, KERNEL_TILE), sizeof(struct row_source));
+}
+
+int model_pack_layer(struct model *model, uint32_t layer, const struct layer_tensors *tensors,
+                     struct error *err)
+{
+    _cleanup_mem_ struct row_source *rows = alloc_rows(&model->params, model->head_pad);
+    return rows ? pack_layer(model, layer, tensors, rows, err)
+                : error_memory(err, "packing scratch", model->params.vocab_size);
 }
 
 static int open_rope(struct model *model, struct error *err)
@@ -208,53 +250,66 @@ static int open_rope(struct model *model, struct error *err)
     return 0;
 }
 
-static int open_all(struct model *model, model_progress_fn *progress, void *user, struct error *err)
+static int open_matrices(struct model *model, model_progress_fn *progress, void *user,
+                         struct error *err)
 {
     const struct model_params *p = &model->params;
-    uint32_t most_rows = (p->n_heads + 2 * p->n_kv_heads) * model->head_pad;
-    const uint32_t others[] = {p->hidden, 2 * round_up(p->mlp, KERNEL_TILE), p->vocab_size};
-    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
-        most_rows = most_rows > others[i] ? most_rows : others[i];
-    _cleanup_mem_ struct row_source *rows =
-        mem_array(round_up(most_rows, KERNEL_TILE), sizeof(*rows));
-    model->layers = mem_calloc(p->n_layers, sizeof(*model->layers));
-    model->output_norm =
-        load_vector(model_file_tensor(model->file, "output_norm.weight"), p->hidden);
-    if (!rows || !model->layers || !model->output_norm)
-        return error_memory(err, "model tables", most_rows * sizeof(*rows));
+    const struct tensor *norm = model_file_tensor(model->file, "output_norm.weight");
+    const struct tensor *head = model_file_tensor(model->file, "output.weight");
+    _cleanup_mem_ struct row_source *rows = alloc_rows(p, model->head_pad);
+    model->output_norm = load_vector(norm, p->hidden);
+    if (!rows || !model->output_norm)
+        return error_memory(err, "model tables", p->vocab_size);
 
     model->embedding = model_file_tensor(model->file, "token_embd.weight");
-    int rc = open_rope(model, err);
+    int rc = 0;
     for (uint32_t l = 0; l < p->n_layers && rc == 0; l++) {
+        struct layer_tensors tensors;
         if (progress)
             progress(user, (double)l / (p->n_layers + 1));
-        rc = open_layer(model, l, rows, err);
+        layer_tensors_find(model->file, l, &tensors);
+        rc = pack_layer(model, l, &tensors, rows, err);
     }
     if (rc == 0)
-        rc = pack_plain(
-            model, p->tied ? model->embedding : model_file_tensor(model->file, "output.weight"),
-            rows, &model->head, err);
+        rc = pack_plain(model, p->tied ? model->embedding : head, rows, &model->head, err);
     if (rc == 0 && progress)
         progress(user, 1);
     return rc;
 }
 
+int model_open_empty(const struct model_params *params, enum model_weights weights,
+                     uint32_t n_positions, struct model **ret_model, struct error *err)
+{
+    struct model *model = mem_calloc(1, sizeof(*model));
+    if (!model)
+        return error_memory(err, "model", sizeof(*model));
+    model->params = *params;
+    model->weights = weights;
+    model->quantized = weights != MODEL_WEIGHTS_F32;
+    model->head_pad = round_up(params->head_dim, KERNEL_TILE);
+    model->n_positions = n_positions;
+    model->layers = mem_calloc(params->n_layers, sizeof(*model->layers));
+    int rc = model->layers ? open_rope(model, err)
+                           : error_memory(err, "model tables", params->n_layers);
+    if (rc) {
+        model_close(model);
+        return rc;
+    }
+    *ret_model = model;
+    return 0;
+}
+
 int model_open(struct model_file *file, enum model_weights weights, uint32_t n_positions,
                model_progress_fn *progress, void *user, struct model **ret_model, struct error *err)
 {
-    struct model *model = mem_calloc(1, sizeof(*model));
-    if (!model) {
+    struct model *model;
+    int rc = model_open_empty(model_file_params(file), weights, n_positions, &model, err);
+    if (rc) {
         model_file_close(file);
-        return error_memory(err, "model", sizeof(*model));
+        return rc;
     }
     model->file = file;
-    model->params = *model_file_params(file);
-    model->weights = weights;
-    model->quantized = weights != MODEL_WEIGHTS_F32;
-    model->head_pad = round_up(model->params.head_dim, KERNEL_TILE);
-    model->n_positions = n_positions;
-
-    int rc = open_all(model, progress, user, err);
+    rc = open_matrices(model, progress, user, err);
     if (rc) {
         error_prefix(err, "%s", model_file_path(file));
         model_close(model);
@@ -264,23 +319,27 @@ int model_open(struct model_file *file, enum model_weights weights, uint32_t n_p
     return 0;
 }
 
-static void close_layer(struct layer *layer)
+void model_drop_layers(struct model *model)
 {
-    mem_free(layer->attn_norm);
-    mem_free(layer->mlp_norm);
-    mem_free(layer->q_norm);
-    mem_free(layer->k_norm);
-    mem_free(layer->qkv_bias);
+    for (uint32_t l = 0; model->layers && l < model->params.n_layers; l++) {
+        struct layer *layer = &model->layers[l];
+        mem_free(layer->attn_norm);
+        mem_free(layer->mlp_norm);
+        mem_free(layer->q_norm);
+        mem_free(layer->k_norm);
+        mem_free(layer->qkv_bias);
+        *layer = (struct layer){0};
+    }
+    weight_arena_free(&model->arena);
+    model->packed_bytes = 0;
 }
 
 void model_close(struct model *model)
 {
     if (!model)
         return;
-    for (uint32_t l = 0; model->layers && l < model->params.n_layers; l++)
-        close_layer(&model->layers[l]);
+    model_drop_layers(model);
     mem_free(model->layers);
-    weight_arena_free(&model->arena);
     mem_free(model->output_norm);
     mem_free(model->rope_cos);
     mem_free(model->rope_sin);

@@ -80,6 +80,25 @@ int model_open(struct model_file *file, enum model_weights weights, uint32_t n_p
                struct error *err);
 void model_close(struct model *model); /* NULL is fine */
 
+/* A model without a file whose layers come one at a time, for work that goes layer by layer
+ * (engine/prune): RoPE tables of n_positions, no matrices, no embedding. */
+int model_open_empty(const struct model_params *params, enum model_weights weights,
+                     uint32_t n_positions, struct model **ret_model, struct error *err);
+/* A layer's tensors under their GGUF names; NULL: not there. */
+struct layer_tensors {
+    const struct tensor *attn_norm, *mlp_norm, *q_norm, *k_norm;
+    const struct tensor *q, *k, *v, *q_bias, *k_bias, *v_bias;
+    const struct tensor *o, *gate, *up, *down;
+};
+void layer_tensors_find(const struct model_file *file, uint32_t layer,
+                        struct layer_tensors *ret_tensors);
+/* Packs what is there of q, k, v (together), o, gate and up (together), down, norms and biases.
+ * Norms come first and once: without one, its weights are 1. */
+int model_pack_layer(struct model *model, uint32_t layer, const struct layer_tensors *tensors,
+                     struct error *err);
+/* Frees everything that was packed so far. */
+void model_drop_layers(struct model *model);
+
 /* Row `token` of the embedding in float to out[hidden]. token < vocab_size. */
 void model_embed(const struct model *model, int32_t token, float *out);
 

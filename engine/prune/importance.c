@@ -3,169 +3,119 @@
  * of |x|; for hidden channels summed over all layers and both norms; L2 norm over the samples of a
  * batch; batches added up. */
 #include "engine/base/mem.h"
-#include "engine/base/system.h"
-#include "engine/base/team.h"
-#include "engine/forward/forward.h"
 #include "engine/prune/prune_internal.h"
+#include "engine/prune/reader.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define SAMPLE_TOKENS 512
 #define BATCH_SAMPLES 8
 
-/* Sums of one sample, and squares over the samples of the batch. */
-struct collector {
-    struct importance *total;
-    double *hidden_sample, *mlp_sample; /* shapes as in struct importance */
-    double *hidden_squares, *mlp_squares;
-    uint32_t n_in_batch;
+/* Means of |x| of every sample. */
+struct means {
+    double *hidden; /* [n_samples][hidden], summed over layers and norms */
+    double *mlp;    /* [n_samples][mlp] of the layer at hand */
 };
 
-static void add_mean(const float *rows, uint32_t n_rows, uint32_t width, size_t stride, double *sum)
+/* Adds the mean over each sample's rows to its row of `means`. */
+static void add_means(const struct sample_set *samples, struct batch batch,
+                      struct forward_rows rows, double *means)
 {
-    for (uint32_t r = 0; r < n_rows; r++)
-        for (uint32_t i = 0; i < width; i++)
-            sum[i] += fabsf(rows[r * stride + i]) / (double)n_rows;
-}
-
-static void collect(void *user, enum forward_tap tap, uint32_t layer, const float *rows,
-                    uint32_t n_rows, uint32_t width, size_t stride)
-{
-    struct collector *c = user;
-    if (tap == TAP_MLP_HIDDEN)
-        add_mean(rows, n_rows, width, stride, c->mlp_sample + (size_t)layer * c->total->mlp);
-    else
-        add_mean(rows, n_rows, width, stride, c->hidden_sample);
-}
-
-static void square_and_clear(double *sample, double *squares, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        squares[i] += sample[i] * sample[i];
-        sample[i] = 0;
+    const float *row = rows.data;
+    for (size_t i = batch.first; i < batch.first + batch.n; i++) {
+        double *sum = means + i * rows.width;
+        double n = samples->samples[i].n;
+        for (uint32_t t = 0; t < samples->samples[i].n; t++, row += rows.stride)
+            for (uint32_t c = 0; c < rows.width; c++)
+                sum[c] += fabsf(row[c]) / n;
     }
 }
 
-static void root_and_clear(double *squares, double *score, size_t n)
+/* score[c] += L2 norm over a batch of samples, for every batch. */
+static void add_norms(const double *means, size_t n_samples, size_t width, double *score)
 {
-    for (size_t i = 0; i < n; i++) {
-        score[i] += sqrt(squares[i]);
-        squares[i] = 0;
+    for (size_t first = 0; first < n_samples; first += BATCH_SAMPLES) {
+        size_t end = first + BATCH_SAMPLES < n_samples ? first + BATCH_SAMPLES : n_samples;
+        for (size_t c = 0; c < width; c++) {
+            double squares = 0;
+            for (size_t i = first; i < end; i++)
+                squares += means[i * width + c] * means[i * width + c];
+            score[c] += sqrt(squares);
+        }
     }
 }
 
-static void end_batch(struct collector *c)
+static void read_batch(struct reader *reader, struct full_model *full, uint32_t layer,
+                       struct batch batch, struct means *means)
 {
-    struct importance *t = c->total;
-    root_and_clear(c->hidden_squares, t->hidden_score, t->hidden);
-    root_and_clear(c->mlp_squares, t->mlp_score, (size_t)t->n_layers * t->mlp);
-    c->n_in_batch = 0;
+    reader_begin(reader, full->model, batch, READ_ALL, full->x);
+    for (unsigned part = 0; part < FORWARD_PARTS; part++) {
+        forward_part(reader->forward, layer, (enum forward_part)part);
+        if (part == FORWARD_ATTN_NORM || part == FORWARD_MLP_NORM)
+            add_means(reader->samples, batch, forward_rows(reader->forward, FORWARD_NORMED),
+                      means->hidden);
+        if (part == FORWARD_MLP)
+            add_means(reader->samples, batch, forward_rows(reader->forward, FORWARD_HIDDEN),
+                      means->mlp);
+    }
+    reader_store(reader, batch, READ_ALL, full->x);
 }
 
-static void end_sample(struct collector *c)
+static int read_layers(const struct prune_options *options, struct reader *reader,
+                       struct full_model *full, struct means *means, struct importance *t,
+                       struct error *err)
 {
-    struct importance *t = c->total;
-    square_and_clear(c->hidden_sample, c->hidden_squares, t->hidden);
-    square_and_clear(c->mlp_sample, c->mlp_squares, (size_t)t->n_layers * t->mlp);
-    if (++c->n_in_batch == BATCH_SAMPLES)
-        end_batch(c);
-}
-
-/* Everything that a run of the full model needs. */
-struct run {
-    struct model *model;
-    struct kv_pool *pool;
-    struct kv_table table;
-    struct team *team;
-    struct forward *forward;
-};
-
-static void run_close(struct run *run)
-{
-    forward_close(run->forward);
-    team_close(run->team);
-    if (run->pool)
-        kv_table_close(run->pool, &run->table);
-    kv_pool_close(run->pool);
-    model_close(run->model);
-}
-
-static int run_open(const char *path, struct run *run, struct error *err)
-{
-    struct model_file *file;
-    const struct kernels *kernels;
-    int rc = model_file_open(path, &file, err);
-    if (rc)
-        return rc;
-    rc = model_open(file, MODEL_WEIGHTS_AUTO, SAMPLE_TOKENS, NULL, NULL, &run->model, err);
-    if (rc)
-        return rc;
-    const struct model_params *p = &run->model->params;
-    const struct kv_layout layout = {p->n_layers, p->n_kv_heads, p->head_dim, sizeof(float)};
-    rc = kv_pool_open(&layout, kv_page_bytes(&layout) * kv_pages_for(SAMPLE_TOKENS), &run->pool,
-                      err);
-    if (rc == 0)
-        rc = kv_table_open(&run->table, SAMPLE_TOKENS, err);
-    if (rc == 0)
-        rc = team_open(system_cpu_count(), "prune", NULL, &run->team, err);
-    if (rc == 0)
-        rc = kernels_select(getenv("OVERFILL_KERNELS"), &kernels, err);
-    if (rc == 0)
-        rc = forward_open((const struct model *const *)&run->model, 1, kernels, run->team,
-                          SAMPLE_TOKENS, 1, &run->forward, err);
-    if (rc == 0)
-        kv_table_grow(run->pool, &run->table, SAMPLE_TOKENS);
-    return rc;
-}
-
-static void run_samples(const struct prune_options *options, const struct token_list *tokens,
-                        struct run *run, struct collector *c)
-{
-    size_t stride;
-    forward_set_tap(run->forward, collect, c);
-    for (size_t at = 0; at < tokens->n; at += SAMPLE_TOKENS) {
-        size_t n = tokens->n - at < SAMPLE_TOKENS ? tokens->n - at : SAMPLE_TOKENS;
-        const struct forward_slice slice = {
-            .tokens = tokens->ids + at, .n_tokens = (uint32_t)n, .pages = run->table.pages};
-        forward_run(run->forward, run->model, run->pool, &slice, 1, &stride);
-        end_sample(c);
+    const struct sample_set *samples = reader->samples;
+    for (uint32_t l = 0; l < t->n_layers; l++) {
+        struct batch batch = reader_batch(samples, 0);
+        int rc = full_model_load(full, l, err);
+        if (rc)
+            return rc;
+        memset(means->mlp, 0, samples->n_samples * t->mlp * sizeof(double));
+        for (; batch.n; batch = reader_batch(samples, batch.first + batch.n))
+            read_batch(reader, full, l, batch, means);
+        add_norms(means->mlp, samples->n_samples, t->mlp, t->mlp_score + (size_t)l * t->mlp);
         if (options->progress)
-            options->progress(options->user, "calibrating", (double)(at + n) / (double)tokens->n);
+            options->progress(options->user, "calibrating", (l + 1.0) / t->n_layers);
     }
-    if (c->n_in_batch)
-        end_batch(c);
+    add_norms(means->hidden, samples->n_samples, t->hidden, t->hidden_score);
+    return 0;
 }
 
-int importance_measure(const struct prune_options *options, const struct token_list *tokens,
-                       struct importance *ret_importance, struct error *err)
+static int measure(const struct prune_options *options, struct reader *reader,
+                   struct full_model *full, struct importance *t, struct error *err)
 {
-    struct importance t = {0};
-    struct run run = {0};
-    int rc = run_open(options->model_path, &run, err);
+    size_t n = reader->samples->n_samples;
+    _cleanup_mem_ double *hidden = mem_calloc(n, t->hidden * sizeof(double));
+    _cleanup_mem_ double *mlp = mem_calloc(n, t->mlp * sizeof(double));
+    t->hidden_score = mem_calloc(t->hidden, sizeof(double));
+    t->mlp_score = mem_calloc((size_t)t->n_layers * t->mlp, sizeof(double));
+    if (!hidden || !mlp || !t->hidden_score || !t->mlp_score)
+        return error_memory(err, "channel scores", n * (t->hidden + t->mlp) * sizeof(double));
+    return read_layers(options, reader, full, &(struct means){hidden, mlp}, t, err);
+}
+
+int importance_measure(const struct prune_options *options, const struct model_file *file,
+                       const struct sample_set *samples, struct importance *ret_importance,
+                       struct error *err)
+{
+    const struct model_params *p = model_file_params(file);
+    struct importance t = {.n_layers = p->n_layers, .hidden = p->hidden, .mlp = p->mlp};
+    struct full_model full = {0};
+    struct reader reader = {0};
+    int rc = full_model_open(file, samples, &full, err);
+    if (rc == 0)
+        rc = reader_open(samples, (const struct model *const *)&full.model, 1, &reader, err);
+    if (rc == 0)
+        rc = measure(options, &reader, &full, &t, err);
+    reader_close(&reader);
+    full_model_close(&full);
     if (rc) {
-        run_close(&run);
+        importance_free(&t);
         return rc;
     }
-    t.n_layers = run.model->params.n_layers;
-    t.hidden = run.model->params.hidden;
-    t.mlp = run.model->params.mlp;
-    size_t n_mlp = (size_t)t.n_layers * t.mlp;
-    t.hidden_score = mem_calloc(t.hidden, sizeof(double));
-    t.mlp_score = mem_calloc(n_mlp, sizeof(double));
-    _cleanup_mem_ double *hidden = mem_calloc(2 * (size_t)t.hidden, sizeof(double));
-    _cleanup_mem_ double *mlp = mem_calloc(2 * n_mlp, sizeof(double));
-    if (t.hidden_score && t.mlp_score && hidden && mlp) {
-        struct collector c = {&t, hidden, mlp, hidden + t.hidden, mlp + n_mlp, 0};
-        run_samples(options, tokens, &run, &c);
-        *ret_importance = t;
-    } else {
-        importance_free(&t);
-        rc = error_memory(err, "channel scores", 3 * n_mlp * sizeof(double));
-    }
-    run_close(&run);
-    return rc;
+    *ret_importance = t;
+    return 0;
 }
 
 void importance_free(struct importance *importance)

@@ -12,31 +12,39 @@
 
 #define DEFAULT_TOKENS 65536
 
-static int choose_channels(const struct prune_options *options, const struct model_file *file,
-                           struct prune_report *report, struct kept *ret_kept, uint64_t *ret_hash,
-                           struct error *err)
+static int read_calibration(const struct prune_options *options, const struct model_file *file,
+                            bool hold, struct sample_set *ret_samples, struct error *err)
 {
     struct tokenizer *tokenizer = NULL;
-    struct token_list tokens = {0};
-    struct importance importance = {0};
     size_t n_tokens = options->n_tokens ? options->n_tokens : DEFAULT_TOKENS;
-
-    if (report->hidden == report->hidden_full && report->mlp == report->mlp_full)
-        return kept_all(model_file_params(file), ret_kept, err);
     if (!options->calibration)
         return error_set(err, ERROR_INVALID,
                          "calibration: expected a text or JSONL file, since channels are cut");
     int rc = tokenizer_open(model_file_vocab(file), &tokenizer, err);
     if (rc == 0)
-        rc = calibration_read(options->calibration, tokenizer, n_tokens, &tokens, ret_hash, err);
+        rc = samples_read(options->calibration, tokenizer, n_tokens, hold, ret_samples, err);
+    tokenizer_close(tokenizer);
+    return rc;
+}
+
+static int choose_channels(const struct prune_options *options, const struct model_file *file,
+                           struct prune_report *report, struct kept *ret_kept, uint64_t *ret_hash,
+                           struct error *err)
+{
+    struct sample_set samples = {0};
+    struct importance importance = {0};
+
+    if (report->hidden == report->hidden_full && report->mlp == report->mlp_full)
+        return kept_all(model_file_params(file), ret_kept, err);
+    int rc = read_calibration(options, file, false, &samples, err);
     if (rc == 0)
-        rc = importance_measure(options, &tokens, &importance, err);
+        rc = importance_measure(options, file, &samples, &importance, err);
     if (rc == 0)
         rc = kept_choose(&importance, report->hidden, report->mlp, ret_kept, err);
-    report->n_calibration_tokens = tokens.n;
+    report->n_calibration_tokens = samples.tokens.n;
+    *ret_hash = samples.hash;
     importance_free(&importance);
-    token_list_free(&tokens);
-    tokenizer_close(tokenizer);
+    samples_free(&samples);
     return rc;
 }
 

@@ -4,12 +4,7 @@
 
 #include "engine/model/model_file.h"
 #include "engine/prune/prune.h"
-#include "engine/tokenizer/tokenizer.h"
-
-/* calibration.c: the tokens of the calibration text, at most n_tokens. The hash is FNV-1a 64 of the
- * text that was read. */
-int calibration_read(const char *path, const struct tokenizer *tokenizer, size_t n_tokens,
-                     struct token_list *ret_tokens, uint64_t *ret_hash, struct error *err);
+#include "engine/prune/samples.h"
 
 /* importance.c: scores of the channels, higher is kept first. */
 struct importance {
@@ -17,8 +12,9 @@ struct importance {
     double *hidden_score; /* [hidden] */
     double *mlp_score;    /* [n_layers][mlp] */
 };
-int importance_measure(const struct prune_options *options, const struct token_list *tokens,
-                       struct importance *ret_importance, struct error *err);
+int importance_measure(const struct prune_options *options, const struct model_file *file,
+                       const struct sample_set *samples, struct importance *ret_importance,
+                       struct error *err);
 void importance_free(struct importance *importance);
 
 /* select.c: which channels stay, in ascending order. */

@@ -118,53 +118,48 @@ static void narrower_twin_goes_on_from_the_full_models_kv(void **state)
     check_twin(MODEL_WEIGHTS_AUTO, 4);
 }
 
-/* What calibration sees: every row of every tap, and a pass that is not changed by it. */
-struct taps {
-    uint32_t n[3];
-    uint32_t n_rows, widths[3];
-    double mlp_sum;
-};
-
-static void on_tap(void *user, enum forward_tap tap, uint32_t layer, const float *rows,
-                   uint32_t n_rows, uint32_t width, size_t stride)
-{
-    struct taps *taps = user;
-    assert_int_equal(layer, taps->n[tap]);
-    assert_true(stride >= width);
-    taps->n[tap]++;
-    taps->n_rows = n_rows;
-    taps->widths[tap] = width;
-    for (uint32_t r = 0; r < n_rows; r++)
-        for (uint32_t i = 0; i < width; i++)
-            taps->mlp_sum += tap == TAP_MLP_HIDDEN ? fabsf(rows[r * stride + i]) : 0;
-}
-
-static void taps_see_all_rows_and_change_nothing(void **state)
+/* A pass by parts ends with the rows of forward_run, also over a pool that holds one layer at a
+ * time, and shows the rows between the parts. */
+static void parts_make_up_the_pass(void **state)
 {
     const struct rig_case *cases;
     struct rig rig;
-    struct taps taps = {0};
+    struct kv_pool *pool;
+    struct error err;
     int32_t tokens[50];
+    const uint32_t pages[] = {0, 1};
     rig_cases(&cases);
     const struct tiny *tiny = &cases[0].tiny;
     rig_open(&rig, &(struct rig_options){tiny, NULL, MODEL_WEIGHTS_F32, 4, 2, NULL});
-    uint32_t n_vocab = rig.model->params.vocab_size;
-    rig_tokens(5, n_vocab, 50, tokens);
-    float *plain = rig_logits(&rig, tokens, 50, 50);
-    forward_set_tap(rig.forward, on_tap, &taps);
-    float *tapped = rig_logits(&rig, tokens, 50, 50);
+    rig_tokens(5, rig.model->params.vocab_size, 50, tokens);
+    free(rig_logits(&rig, tokens, 50, 50));
+    struct forward_rows x = forward_rows(rig.forward, FORWARD_X);
+    assert_int_equal(x.n_rows, 50);
+    size_t bytes = 50 * x.stride * sizeof(float);
+    float *whole = malloc(bytes);
+    memcpy(whole, x.data, bytes);
 
-    assert_memory_equal(plain, tapped, (size_t)50 * n_vocab * sizeof(float));
-    for (int i = 0; i < 3; i++)
-        assert_int_equal(taps.n[i], tiny->n_layers);
-    assert_int_equal(taps.n_rows, 50);
-    assert_int_equal(taps.widths[TAP_ATTN_NORM], tiny->hidden);
-    assert_int_equal(taps.widths[TAP_MLP_NORM], tiny->hidden);
-    assert_int_equal(taps.widths[TAP_MLP_HIDDEN], tiny->mlp);
-    assert_true(taps.mlp_sum > 0);
-    forward_set_tap(rig.forward, NULL, NULL);
-    free(plain);
-    free(tapped);
+    struct kv_layout layout = *kv_pool_layout(rig.pool);
+    layout.n_layers = 1;
+    assert_int_equal(kv_pool_open(&layout, 2 * kv_page_bytes(&layout), &pool, &err), 0);
+    const struct forward_slice slice = {.tokens = tokens, .n_tokens = 50, .pages = pages};
+    forward_begin(rig.forward, rig.model, pool, &slice, 1);
+    for (uint32_t r = 0; r < 50; r++)
+        model_embed(rig.model, tokens[r], x.data + r * x.stride);
+    for (uint32_t l = 0; l < tiny->n_layers; l++)
+        for (unsigned part = 0; part < FORWARD_PARTS; part++)
+            forward_part(rig.forward, l, (enum forward_part)part);
+    assert_memory_equal(whole, x.data, bytes);
+    struct forward_rows hidden = forward_rows(rig.forward, FORWARD_HIDDEN);
+    double sum = 0;
+    for (uint32_t r = 0; r < hidden.n_rows; r++)
+        for (uint32_t i = 0; i < hidden.width; i++)
+            sum += fabsf(hidden.data[r * hidden.stride + i]);
+    assert_int_equal(hidden.width, tiny->mlp);
+    assert_true(sum > 0);
+
+    kv_pool_close(pool);
+    free(whole);
     rig_close(&rig);
 }
 
@@ -173,7 +168,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_those_of_the_reference),
         cmocka_unit_test(narrower_twin_goes_on_from_the_full_models_kv),
-        cmocka_unit_test(taps_see_all_rows_and_change_nothing),
+        cmocka_unit_test(parts_make_up_the_pass),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,6 +14,9 @@ static const struct {
 #ifdef OVERFILL_HAVE_PRUNE
     {"prune", cli_prune, "make a model's pruned twin"},
 #endif
+#ifdef OVERFILL_HAVE_BENCH
+    {"bench", cli_bench, "measure this machine's peaks and our share of them"},
+#endif
 #ifdef OVERFILL_HAVE_INSPECT
     {"inspect", cli_inspect, "show what a model file holds"},
 #endif

@@ -1,0 +1,442 @@
+/* overfill bench: what this machine can do at most, and how much of it the engine gets. The peaks
+ * come from engine/bench; the speeds from requests through the engine's own door, as a server would
+ * send them: random prompts, greedy answers, warm, the median of several runs. */
+#include "cli/cli.h"
+#include "engine/base/mem.h"
+#include "engine/base/system.h"
+#include "engine/bench/peaks.h"
+#include "engine/engine.h"
+#include "engine/model/model_file.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PREFILL_TOKENS 512
+#define DECODE_PROMPT_TOKENS 31 /* less than a KV page: the answers share none */
+#define MAX_RUNS 99
+
+/* Activations have 16 bits: a product with them is two of int8, or one of int16. */
+#define DIGITS 2
+
+/* Answers of one request, decoded at once. */
+static const struct {
+    uint32_t batch, n_tokens;
+} BATCHES[] = {{1, 64}, {4, 64}, {16, 32}, {64, 16}};
+#define N_BATCHES (sizeof(BATCHES) / sizeof(BATCHES[0]))
+
+struct call {
+    struct settings settings;
+    uint32_t n_runs;
+    bool json;
+    struct cli_progress progress;
+    struct peaks peaks;
+    uint32_t random;
+};
+
+/* What a token costs a model. */
+struct work {
+    double layers4, layers8;  /* weights of the layers in 4 bits, in 8 */
+    double head4, head8;      /* weights of the head */
+    double attention_flops;   /* for each token attended to */
+    double kv_bytes;          /* for each token attended to */
+    double bytes, head_bytes; /* read by a pass, of which the head */
+};
+
+struct limit {
+    double tok_s;
+    const char *binds; /* "int8", "ram" or "l3" */
+};
+
+struct result {
+    const char *model; /* "full", "pruned" */
+    uint32_t batch;
+    double tok_s;
+    struct limit limit;
+};
+
+static int parse(struct call *call, int argc, char **argv)
+{
+    const struct cli_option options[] = {
+        {"runs", CLI_UINT, &call->n_runs, "N", "measure so often, tell the median [default 5]", 1,
+         MAX_RUNS},
+        {"json", CLI_SWITCH, &call->json, NULL, "print one JSON object when done"},
+    };
+    const struct cli_command command = {
+        .name = "bench",
+        .synopsis = "overfill bench --model FILE [--pruned FILE] [options]",
+        .summary =
+            "Measures this machine's peaks, then prefill of 512 tokens and decode of 1, 4, 16 "
+            "and 64\nsequences, as tokens a second and as a share of the limit that binds.",
+        .options = options,
+        .n_options = sizeof(options) / sizeof(options[0]),
+        .settings = &call->settings,
+        .scope = SETTING_ENGINE,
+    };
+    int status = cli_parse(&command, argc, argv);
+    if (status != CLI_DONE)
+        return status;
+    if (!*call->settings.model)
+        return cli_fail("bench", CLI_WRONG_CALL, "--model: a model file is required");
+    return CLI_DONE;
+}
+
+static bool is_4_bit(const struct tensor *t)
+{
+    return t->type == TENSOR_Q4_0 || t->type == TENSOR_Q4_1;
+}
+
+/* Matrices of the layers and the head. */
+static void add_weights(const struct model_file *file, bool keep_4_bit, struct work *work)
+{
+    const char *head = model_file_params(file)->tied ? "token_embd.weight" : "output.weight";
+    for (size_t i = 0; i < model_file_n_tensors(file); i++) {
+        const struct tensor *t = model_file_tensor_at(file, i);
+        double n = (double)t->dims[0] * (double)t->dims[1];
+        if (t->n_dims != 2)
+            continue;
+        if (strncmp(t->name, "blk.", 4) == 0)
+            *(keep_4_bit && is_4_bit(t) ? &work->layers4 : &work->layers8) += n;
+        else if (strcmp(t->name, head) == 0)
+            *(keep_4_bit && is_4_bit(t) ? &work->head4 : &work->head8) += n;
+    }
+}
+
+static int read_work(const struct call *call, const char *path, size_t step_bytes, size_t kv_bytes,
+                     struct work *ret_work, struct error *err)
+{
+    struct model_file *file;
+    struct work work = {.kv_bytes = (double)kv_bytes, .bytes = (double)step_bytes};
+    int rc = model_file_open(path, &file, err);
+    if (rc)
+        return rc;
+    const struct model_params *p = model_file_params(file);
+    work.attention_flops = 4.0 * p->n_layers * p->n_heads * p->head_dim;
+    add_weights(file, strcmp(call->settings.weights, "auto") == 0, &work);
+    double head = work.head4 + work.head8;
+    double all = head + work.layers4 + work.layers8;
+    work.head_bytes = all > 0 ? work.bytes * head / all : 0;
+    model_file_close(file);
+    *ret_work = work;
+    return 0;
+}
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+/* Seconds of the products with weights4 and weights8 for one token. */
+static double product_seconds(const struct peaks *p, double weights4, double weights8)
+{
+    double gops4 = larger(p->int4.gops / DIGITS, p->int16.gops);
+    double gops8 = larger(p->int8.gops / DIGITS, p->int16.gops);
+    return 2 * weights4 / (gops4 * 1e9) + 2 * weights8 / (gops8 * 1e9);
+}
+
+/* n_tokens in a pass, of which n_logits need the head, attending to n_attended tokens in all. */
+static struct limit limit_of(const struct call *call, const struct work *w, double n_tokens,
+                             double n_logits, double n_attended, double kv_tokens_read)
+{
+    const struct peaks *p = &call->peaks;
+    bool is_float = strcmp(call->settings.weights, "f32") == 0;
+    double products =
+        is_float ? (n_tokens * (w->layers4 + w->layers8) + n_logits * (w->head4 + w->head8)) * 2 /
+                       (p->fp32.gops * 1e9)
+                 : n_tokens * product_seconds(p, w->layers4, w->layers8) +
+                       n_logits * product_seconds(p, w->head4, w->head8);
+    double compute = products + n_attended * w->attention_flops / (p->fp32.gops * 1e9);
+    double bytes = w->bytes - (n_logits > 0 ? 0 : w->head_bytes) + kv_tokens_read * w->kv_bytes;
+    bool in_l3 = p->l3_gbs > 0 && bytes <= (double)p->l3_bytes;
+    double reading = bytes / ((in_l3 ? p->l3_gbs : p->ram_gbs) * 1e9);
+    return (struct limit){
+        .tok_s = n_tokens / larger(compute, reading),
+        .binds = compute > reading ? (is_float ? "fp32" : "int8")
+                 : in_l3           ? "l3"
+                                   : "ram",
+    };
+}
+
+static void show_progress(void *user, const char *what, double share)
+{
+    cli_progress_show(user, what, share);
+}
+
+static int open_engine(struct call *call, struct engine **ret_engine, struct error *err)
+{
+    struct engine_options options;
+    cli_engine_options(&call->settings, &options);
+    options.progress = show_progress;
+    options.progress_user = &call->progress;
+    return engine_open(&options, ret_engine, err);
+}
+
+/* One request: a random prompt, n answers of n_tokens each. */
+static int run_request(struct call *call, struct engine *engine, uint32_t n_prompt, uint32_t n,
+                       uint32_t n_tokens, enum decode_mode decode, struct engine_usage *ret_usage,
+                       struct error *err)
+{
+    struct engine_info info;
+    int32_t prompt[PREFILL_TOKENS];
+    uint64_t id;
+
+    engine_get_info(engine, &info);
+    for (uint32_t i = 0; i < n_prompt; i++) {
+        call->random = call->random * 1664525u + 1013904223u;
+        prompt[i] = (int32_t)((call->random >> 8) % info.vocab_size);
+    }
+    const struct engine_request request = {
+        .tokens = prompt,
+        .n_tokens = n_prompt,
+        .n = n,
+        .max_tokens = n_tokens,
+        .ignore_eos = true,
+        .sampling = SAMPLING_DEFAULTS,
+        .n_logprobs = -1,
+        .decode = decode,
+    };
+    struct engine_request greedy = request;
+    greedy.sampling.temperature = 0;
+    int rc = engine_submit(engine, &greedy, &id, err);
+    while (rc == 0) {
+        const struct engine_output *output = engine_wait(engine, -1);
+        if (!output || !output->done)
+            continue;
+        if (output->error) {
+            *err = *output->error;
+            return -(int)err->code;
+        }
+        *ret_usage = output->usage;
+        break;
+    }
+    return rc;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a;
+    double y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, size_t n)
+{
+    qsort(values, n, sizeof(*values), compare_doubles);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+/* Tokens a second: of the prompt if batch is 0, else of the answers after their first tokens. The
+ * first run warms up and does not count. */
+static int measure(struct call *call, struct engine *engine, uint32_t batch, uint32_t n_tokens,
+                   enum decode_mode decode, double *ret_tok_s, struct error *err)
+{
+    double rates[MAX_RUNS];
+    for (uint32_t run = 0; run <= call->n_runs; run++) {
+        struct engine_usage usage = {0};
+        int rc = batch ? run_request(call, engine, DECODE_PROMPT_TOKENS, batch, n_tokens, decode,
+                                     &usage, err)
+                       : run_request(call, engine, PREFILL_TOKENS, 1, 1, decode, &usage, err);
+        if (rc)
+            return rc;
+        if (run == 0)
+            continue;
+        uint32_t n =
+            batch ? usage.completion_tokens - batch : usage.prompt_tokens - usage.cached_tokens;
+        double ms = batch ? usage.decode_ms : usage.prefill_ms;
+        rates[run - 1] = ms > 0 ? n * 1000.0 / ms : 0;
+    }
+    *ret_tok_s = median(rates, call->n_runs);
+    return 0;
+}
+
+static int measure_prefill(struct call *call, struct engine *engine, const struct work *work,
+                           struct result *ret_result, struct error *err)
+{
+    double n = PREFILL_TOKENS;
+    *ret_result = (struct result){
+        .model = "full",
+        .limit = limit_of(call, work, n, 1, n * (n + 1) / 2, n),
+    };
+    return measure(call, engine, 0, 0, DECODE_FULL, &ret_result->tok_s, err);
+}
+
+static int measure_decode(struct call *call, struct engine *engine, const struct work *work,
+                          enum decode_mode mode, struct result *ret_results, struct error *err)
+{
+    for (size_t i = 0; i < N_BATCHES; i++) {
+        double batch = BATCHES[i].batch;
+        double context = DECODE_PROMPT_TOKENS + BATCHES[i].n_tokens / 2.0;
+        cli_progress_show(&call->progress,
+                          mode == DECODE_FULL ? "decode, full model" : "decode, pruned model",
+                          (double)i / N_BATCHES);
+        ret_results[i] = (struct result){
+            .model = decode_mode_name(mode),
+            .batch = BATCHES[i].batch,
+            .limit = limit_of(call, work, batch, batch, batch * context, batch * context),
+        };
+        int rc = measure(call, engine, BATCHES[i].batch, BATCHES[i].n_tokens, mode,
+                         &ret_results[i].tok_s, err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* What is printed. */
+struct report {
+    struct result prefill;
+    struct result decode[2 * N_BATCHES];
+    size_t n_decode;
+    struct engine_info info;
+};
+
+static int measure_all(struct call *call, struct engine *engine, struct report *report,
+                       struct error *err)
+{
+    struct work full;
+    struct work pruned;
+    struct engine_info *info = &report->info;
+    engine_get_info(engine, info);
+    int rc = read_work(call, info->model_path, info->model_step_bytes, info->kv_bytes_per_token,
+                       &full, err);
+    if (rc == 0 && info->pruned_path)
+        rc = read_work(call, info->pruned_path, info->pruned_step_bytes, info->kv_bytes_per_token,
+                       &pruned, err);
+    if (rc)
+        return rc;
+    cli_progress_show(&call->progress, "prefill", 0);
+    rc = measure_prefill(call, engine, &full, &report->prefill, err);
+    if (rc == 0)
+        rc = measure_decode(call, engine, &full, DECODE_FULL, report->decode, err);
+    report->n_decode = N_BATCHES;
+    if (rc == 0 && info->pruned_path) {
+        rc = measure_decode(call, engine, &pruned, DECODE_PRUNED, report->decode + N_BATCHES, err);
+        report->n_decode += N_BATCHES;
+    }
+    return rc;
+}
+
+static double share(const struct result *r)
+{
+    return r->limit.tok_s > 0 ? r->tok_s / r->limit.tok_s : 0;
+}
+
+static void put_peak(struct buf *out, const char *name, const char *unit, const struct peak *peak)
+{
+    buf_printf(out, "\"%s_%s\":%.1f,\"%s_with\":", name, unit, peak->gops, name);
+    cli_json_string(out, peak->with ? peak->with : "", peak->with ? strlen(peak->with) : 0);
+    buf_append_str(out, ",");
+}
+
+static void put_machine_json(struct buf *out, const struct call *call, const char *kernels)
+{
+    const struct peaks *p = &call->peaks;
+    buf_printf(out, "{\"machine\":{\"threads\":%u,\"kernels\":\"%s\",", p->n_threads, kernels);
+    put_peak(out, "int8", "gops", &p->int8);
+    put_peak(out, "int4", "gops", &p->int4);
+    put_peak(out, "int16", "gops", &p->int16);
+    put_peak(out, "fp32", "gflops", &p->fp32);
+    put_peak(out, "bf16", "gflops", &p->bf16);
+    buf_printf(out, "\"ram_gbs\":%.2f,\"l3_gbs\":%.2f,\"l3_bytes\":%zu}", p->ram_gbs, p->l3_gbs,
+               p->l3_bytes);
+}
+
+static void put_result_json(struct buf *out, const struct result *r)
+{
+    buf_printf(out, "\"tok_s\":%.2f,\"share\":%.4f,\"limit_tok_s\":%.1f,\"binds\":\"%s\"", r->tok_s,
+               share(r), r->limit.tok_s, r->limit.binds);
+}
+
+static int print_json(const struct call *call, const struct report *report, struct error *err)
+{
+    _cleanup_buf_ struct buf out = {0};
+    put_machine_json(&out, call, report->info.kernels);
+    buf_printf(&out, ",\"prefill\":{\"tokens\":%d,", PREFILL_TOKENS);
+    put_result_json(&out, &report->prefill);
+    buf_append_str(&out, "},\"decode\":[");
+    for (size_t i = 0; i < report->n_decode; i++) {
+        const struct result *r = &report->decode[i];
+        buf_printf(&out, "%s{\"model\":\"%s\",\"batch\":%u,", i ? "," : "", r->model, r->batch);
+        put_result_json(&out, r);
+        buf_append_str(&out, "}");
+    }
+    buf_append_str(&out, "]}\n");
+    if (out.failed)
+        return error_memory(err, "report", out.len);
+    fwrite(out.data, 1, out.len, stdout);
+    return 0;
+}
+
+static void print_peak(const char *name, const char *unit, const struct peak *peak)
+{
+    if (peak->gops > 0)
+        printf("  %-6s %8.0f %s  %s\n", name, peak->gops, unit, peak->with);
+}
+
+static void print_result(const char *stage, const struct result *r)
+{
+    printf("  %-28s %9.1f tokens/s  %5.1f %% of %.0f, which %s allows\n", stage, r->tok_s,
+           100 * share(r), r->limit.tok_s, r->limit.binds);
+}
+
+static void print_text(const struct call *call, const struct report *report)
+{
+    const struct peaks *p = &call->peaks;
+    printf("machine: %u threads, kernels %s\n", p->n_threads, report->info.kernels);
+    print_peak("int8", "GOP/s  ", &p->int8);
+    print_peak("int4", "GOP/s  ", &p->int4);
+    print_peak("int16", "GOP/s  ", &p->int16);
+    print_peak("fp32", "GFLOP/s", &p->fp32);
+    print_peak("bf16", "GFLOP/s", &p->bf16);
+    if (p->l3_gbs > 0)
+        printf("  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
+               (double)p->l3_bytes / (1 << 20));
+    printf("  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
+    printf("engine: activations of 16 bits, a product with them counts as two of int8\n");
+    print_result("prefill 512, full", &report->prefill);
+    for (size_t i = 0; i < report->n_decode; i++) {
+        char stage[48];
+        snprintf(stage, sizeof(stage), "decode %u, %s", report->decode[i].batch,
+                 report->decode[i].model);
+        print_result(stage, &report->decode[i]);
+    }
+}
+
+static int run(struct call *call, struct error *err)
+{
+    struct engine *engine = NULL;
+    struct report report = {0};
+    cli_progress_show(&call->progress, "peaks", 0);
+    int rc = peaks_measure(system_cpu_count(), &call->peaks, err);
+    if (rc == 0)
+        rc = open_engine(call, &engine, err);
+    if (rc == 0)
+        rc = measure_all(call, engine, &report, err);
+    cli_progress_done(&call->progress);
+    if (rc == 0 && call->json)
+        rc = print_json(call, &report, err);
+    else if (rc == 0)
+        print_text(call, &report);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && rc == 0)
+        rc = error_set(err, ERROR_IO, "standard output: cannot write");
+    engine_close(engine);
+    return rc;
+}
+
+int cli_bench(int argc, char **argv)
+{
+    struct call call = {.n_runs = 5, .random = 1};
+    struct error err;
+
+    if (settings_init(&call.settings, &err) < 0) {
+        settings_free(&call.settings);
+        return cli_fail("bench", CLI_FAILED, "%s", err.message);
+    }
+    int code = parse(&call, argc, argv);
+    if (code == CLI_HELP_SHOWN)
+        code = CLI_DONE;
+    else if (code == CLI_DONE && run(&call, &err) < 0)
+        code = cli_fail("bench", CLI_FAILED, "%s", err.message);
+    settings_free(&call.settings);
+    return code;
+}

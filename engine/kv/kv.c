@@ -1,27 +1,11 @@
-/* KV pages. See kv.h. */
-#include "engine/kv/kv.h"
-
+/* KV pages and the tables that hold them. See kv.h; prefix.c has the index. */
 #include "engine/base/mem.h"
+#include "engine/kv/kv_internal.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
-
-struct kv_pool {
-    struct kv_layout layout;
-    size_t page_bytes;
-    size_t head_bytes; /* K or V of one layer and head */
-    uint32_t n_pages;
-    uint8_t *base;
-    size_t mapped_bytes;
-    pthread_mutex_t lock; /* guards everything below */
-    uint32_t n_reserved;
-    uint32_t n_free;
-    uint32_t *free_pages; /* [n_free], the last one is taken next: recently used memory is warm */
-    uint32_t *n_refs;     /* [n_pages] */
-};
 
 size_t kv_page_bytes(const struct kv_layout *layout)
 {
@@ -36,13 +20,21 @@ uint32_t kv_pages_for(uint32_t n_tokens)
 
 static int open_lists(struct kv_pool *pool, struct error *err)
 {
+    uint32_t n_buckets = 16;
+    while (n_buckets < pool->n_pages && n_buckets < 1u << 30)
+        n_buckets *= 2;
     pool->free_pages = mem_array(pool->n_pages, sizeof(uint32_t));
-    pool->n_refs = mem_calloc(pool->n_pages, sizeof(uint32_t));
-    if (!pool->free_pages || !pool->n_refs)
-        return error_memory(err, "KV page lists", pool->n_pages * 8ull);
+    pool->pages = mem_calloc(pool->n_pages, sizeof(*pool->pages));
+    pool->buckets = mem_array(n_buckets, sizeof(uint32_t));
+    if (!pool->free_pages || !pool->pages || !pool->buckets)
+        return error_memory(err, "KV page lists", pool->n_pages * sizeof(*pool->pages));
     for (uint32_t i = 0; i < pool->n_pages; i++)
         pool->free_pages[i] = pool->n_pages - 1 - i;
+    for (uint32_t i = 0; i < n_buckets; i++)
+        pool->buckets[i] = NO_PAGE;
+    pool->bucket_mask = n_buckets - 1;
     pool->n_free = pool->n_pages;
+    pool->oldest = pool->newest = pool->first_root = NO_PAGE;
     return 0;
 }
 
@@ -58,7 +50,7 @@ int kv_pool_open(const struct kv_layout *layout, size_t bytes, struct kv_pool **
     pthread_mutex_init(&pool->lock, NULL);
 
     size_t n = bytes / pool->page_bytes;
-    pool->n_pages = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+    pool->n_pages = n < NO_PAGE ? (uint32_t)n : NO_PAGE - 1;
     int rc = pool->n_pages
                  ? open_lists(pool, err)
                  : error_set(err, ERROR_MEMORY,
@@ -92,7 +84,8 @@ void kv_pool_close(struct kv_pool *pool)
         munmap(pool->base, pool->mapped_bytes);
     pthread_mutex_destroy(&pool->lock);
     mem_free(pool->free_pages);
-    mem_free(pool->n_refs);
+    mem_free(pool->pages);
+    mem_free(pool->buckets);
     mem_free(pool);
 }
 
@@ -106,12 +99,23 @@ uint32_t kv_pool_n_pages(const struct kv_pool *pool)
     return pool->n_pages;
 }
 
-uint32_t kv_pool_n_used(struct kv_pool *pool)
+void kv_pool_get_counts(struct kv_pool *pool, struct kv_counts *ret_counts)
 {
     pthread_mutex_lock(&pool->lock);
-    uint32_t n = pool->n_pages - pool->n_free;
+    *ret_counts = (struct kv_counts){
+        .n_used = pool->n_pages - pool->n_free - pool->n_kept,
+        .n_kept = pool->n_kept,
+        .n_free = pool->n_free,
+        .n_evicted = pool->n_evicted,
+    };
     pthread_mutex_unlock(&pool->lock);
-    return n;
+}
+
+uint32_t kv_pool_n_used(struct kv_pool *pool)
+{
+    struct kv_counts counts;
+    kv_pool_get_counts(pool, &counts);
+    return counts.n_used;
 }
 
 bool kv_pool_reserve(struct kv_pool *pool, uint32_t n)
@@ -143,23 +147,65 @@ void *kv_page_values(const struct kv_pool *pool, uint32_t page, uint32_t layer, 
     return (uint8_t *)kv_page_keys(pool, page, layer, head) + pool->head_bytes;
 }
 
-static uint32_t take_page(struct kv_pool *pool)
+static void keep(struct kv_pool *pool, uint32_t page)
 {
-    pthread_mutex_lock(&pool->lock);
-    assert(pool->n_free); /* more pages taken than reserved */
-    uint32_t page = pool->free_pages[--pool->n_free];
-    pool->n_refs[page] = 1;
-    pthread_mutex_unlock(&pool->lock);
-    return page;
+    pool->pages[page].older = pool->newest;
+    pool->pages[page].newer = NO_PAGE;
+    if (pool->newest == NO_PAGE)
+        pool->oldest = page;
+    else
+        pool->pages[pool->newest].newer = page;
+    pool->newest = page;
+    pool->n_kept++;
 }
 
-static void release_page(struct kv_pool *pool, uint32_t page)
+static void unkeep(struct kv_pool *pool, uint32_t page)
 {
-    pthread_mutex_lock(&pool->lock);
-    assert(pool->n_refs[page]);
-    if (--pool->n_refs[page] == 0)
+    const struct page *p = &pool->pages[page];
+    if (p->older == NO_PAGE)
+        pool->oldest = p->newer;
+    else
+        pool->pages[p->older].newer = p->newer;
+    if (p->newer == NO_PAGE)
+        pool->newest = p->older;
+    else
+        pool->pages[p->newer].older = p->older;
+    pool->n_kept--;
+}
+
+void page_ref(struct kv_pool *pool, uint32_t page)
+{
+    if (pool->pages[page].n_refs++ == 0)
+        unkeep(pool, page);
+}
+
+void page_unref(struct kv_pool *pool, uint32_t page)
+{
+    struct page *p = &pool->pages[page];
+    assert(p->n_refs);
+    if (--p->n_refs)
+        return;
+    if (p->is_indexed)
+        keep(pool, page);
+    else
         pool->free_pages[pool->n_free++] = page;
-    pthread_mutex_unlock(&pool->lock);
+}
+
+static uint32_t take_page(struct kv_pool *pool)
+{
+    uint32_t page;
+    if (pool->n_free) {
+        page = pool->free_pages[--pool->n_free];
+    } else if (pool->n_kept) {
+        page = pool->oldest;
+        unkeep(pool, page);
+        prefix_remove(pool, page);
+        pool->n_evicted++;
+    } else {
+        return NO_PAGE;
+    }
+    pool->pages[page].n_refs = 1;
+    return page;
 }
 
 int kv_table_open(struct kv_table *ret_table, uint32_t max_tokens, struct error *err)
@@ -172,37 +218,57 @@ int kv_table_open(struct kv_table *ret_table, uint32_t max_tokens, struct error 
     return 0;
 }
 
-void kv_table_grow(struct kv_pool *pool, struct kv_table *table, uint32_t n_tokens)
+bool kv_table_grow(struct kv_pool *pool, struct kv_table *table, uint32_t n_tokens)
 {
     uint32_t n = kv_pages_for(n_tokens);
+    uint32_t page = 0;
     assert(n <= table->cap);
-    while (table->n_pages < n)
-        table->pages[table->n_pages++] = take_page(pool);
+    if (table->n_pages >= n)
+        return true;
+    pthread_mutex_lock(&pool->lock);
+    while (table->n_pages < n && (page = take_page(pool)) != NO_PAGE)
+        table->pages[table->n_pages++] = page;
+    pthread_mutex_unlock(&pool->lock);
+    return page != NO_PAGE;
 }
 
-void kv_table_fork(struct kv_pool *pool, const struct kv_table *src, uint32_t n_tokens,
+bool kv_table_fork(struct kv_pool *pool, const struct kv_table *src, uint32_t n_tokens,
                    struct kv_table *dst)
 {
     uint32_t n_full = n_tokens / KERNEL_PAGE_TOKENS;
-    assert(n_full <= dst->cap);
+    assert(n_full <= dst->cap && dst->n_pages == 0);
     pthread_mutex_lock(&pool->lock);
     for (uint32_t i = 0; i < n_full; i++) {
         dst->pages[i] = src->pages[i];
-        pool->n_refs[src->pages[i]]++;
+        pool->pages[src->pages[i]].n_refs++; /* src holds it already */
     }
     pthread_mutex_unlock(&pool->lock);
     dst->n_pages = n_full;
-    if (n_tokens % KERNEL_PAGE_TOKENS) {
-        kv_table_grow(pool, dst, n_tokens);
-        memcpy(pool->base + dst->pages[n_full] * pool->page_bytes,
-               pool->base + src->pages[n_full] * pool->page_bytes, pool->page_bytes);
+    dst->n_indexed = src->n_indexed < n_full ? src->n_indexed : n_full;
+    if (n_tokens % KERNEL_PAGE_TOKENS == 0)
+        return true;
+    if (!kv_table_grow(pool, dst, n_tokens)) {
+        kv_table_clear(pool, dst);
+        return false;
     }
+    memcpy(pool->base + dst->pages[n_full] * pool->page_bytes,
+           pool->base + src->pages[n_full] * pool->page_bytes, pool->page_bytes);
+    return true;
+}
+
+/* The last page first, so that a prompt's end is given up before its beginning. */
+void kv_table_clear(struct kv_pool *pool, struct kv_table *table)
+{
+    pthread_mutex_lock(&pool->lock);
+    while (table->n_pages)
+        page_unref(pool, table->pages[--table->n_pages]);
+    pthread_mutex_unlock(&pool->lock);
+    table->n_indexed = 0;
 }
 
 void kv_table_close(struct kv_pool *pool, struct kv_table *table)
 {
-    for (uint32_t i = 0; i < table->n_pages; i++)
-        release_page(pool, table->pages[i]);
+    kv_table_clear(pool, table);
     mem_free(table->pages);
     *table = (struct kv_table){0};
 }

@@ -5,9 +5,15 @@
  * prefill to decode moves the table, no bytes. Pages are reference counted: the answers of one
  * prompt share its full pages.
  *
- * Threads: the pool's functions may be called from any thread (a mutex guards the free list, the
- * counts and the reservations). A page's bytes are written by whoever computes its sequence, and
- * read by others only after that sequence was handed over. A table belongs to one thread. */
+ * The prefix index (prefix.c) finds pages by what they hold: a page of the full model's K and V is
+ * told by its 32 token ids and the page before it. An indexed page that no table holds any more is
+ * kept for prompts to come, and is given up, the longest unused first, when pages run out. So a
+ * page is free, used (some table holds it) or kept.
+ *
+ * Threads: the pool's functions may be called from any thread (a mutex guards the lists, the counts
+ * and the index). A page's bytes are written by whoever computes its sequence, and read by others
+ * only after that sequence was handed over or the page was indexed; an indexed page is never
+ * written. A table belongs to one thread. */
 #ifndef OVERFILL_ENGINE_KV_KV_H
 #define OVERFILL_ENGINE_KV_KV_H
 
@@ -30,7 +36,13 @@ struct kv_pool;
 struct kv_table {
     uint32_t *pages; /* page i holds tokens [32i, 32i + 32) */
     uint32_t n_pages;
+    uint32_t n_indexed; /* the first ones, that are in the prefix index */
     uint32_t cap;
+};
+
+struct kv_counts {
+    uint32_t n_used, n_kept, n_free;
+    uint64_t n_evicted; /* kept pages given up, since open */
 };
 
 /* As many pages as fit into `bytes` (at least one, else ERROR_MEMORY). Address space is taken at
@@ -40,6 +52,7 @@ int kv_pool_open(const struct kv_layout *layout, size_t bytes, struct kv_pool **
 void kv_pool_close(struct kv_pool *pool);
 const struct kv_layout *kv_pool_layout(const struct kv_pool *pool);
 uint32_t kv_pool_n_pages(const struct kv_pool *pool);
+void kv_pool_get_counts(struct kv_pool *pool, struct kv_counts *ret_counts);
 uint32_t kv_pool_n_used(struct kv_pool *pool);
 size_t kv_page_bytes(const struct kv_layout *layout);
 uint32_t kv_pages_for(uint32_t n_tokens); /* rounded up */
@@ -51,15 +64,33 @@ void kv_pool_unreserve(struct kv_pool *pool, uint32_t n);
 void *kv_page_keys(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head);
 void *kv_page_values(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head);
 
-/* Makes room for n_tokens tokens in all; the pages come from the caller's reservation. `table` must
- * have been given room for them by kv_table_open. */
-void kv_table_grow(struct kv_pool *pool, struct kv_table *table, uint32_t n_tokens);
 int kv_table_open(struct kv_table *ret_table, uint32_t max_tokens, struct error *err);
+/* Makes room for n_tokens tokens in all, at most what kv_table_open was told. False when there are
+ * no pages left; the table keeps those it got. */
+bool kv_table_grow(struct kv_pool *pool, struct kv_table *table, uint32_t n_tokens);
 /* Another sequence with the same first n_tokens tokens: full pages are shared, a part-filled one is
- * copied. dst is open and empty. */
-void kv_table_fork(struct kv_pool *pool, const struct kv_table *src, uint32_t n_tokens,
+ * copied. dst is open and empty. False when there is no page for the copy; dst is empty then. */
+bool kv_table_fork(struct kv_pool *pool, const struct kv_table *src, uint32_t n_tokens,
                    struct kv_table *dst);
+/* Gives the pages back; the table is open and empty. */
+void kv_table_clear(struct kv_pool *pool, struct kv_table *table);
 /* Gives the pages back and frees the table. */
 void kv_table_close(struct kv_pool *pool, struct kv_table *table);
+
+/* What the index has of a prompt. */
+struct kv_match {
+    uint32_t n_tokens; /* in whole pages, from the first token on */
+    uint32_t n_same;   /* >= n_tokens: where the prompt differs from the nearest one indexed */
+};
+
+/* Goes on with the pages that `table` holds, all of them indexed: takes those that the index has
+ * for the first n_tokens tokens after them. `table` may be NULL: only looks. O(n_tokens). */
+struct kv_match kv_prefix_find(struct kv_pool *pool, const int32_t *tokens, uint32_t n_tokens,
+                               struct kv_table *table);
+/* Indexes the table's full pages of the first n_tokens tokens, all written by the full model. Where
+ * the index has the same already, the table takes that page and gives its own back: their bytes are
+ * equal. O(tokens not yet indexed). */
+void kv_prefix_add(struct kv_pool *pool, const int32_t *tokens, uint32_t n_tokens,
+                   struct kv_table *table);
 
 #endif

@@ -6,6 +6,7 @@
 #include "engine/base/mem.h"
 #include "engine/sampling/sampling_internal.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -26,9 +27,10 @@ struct sampling_scratch {
 struct sampler {
     struct sampling_params params;
     uint32_t n_vocab;
-    uint64_t random;  /* state of the generator */
-    uint32_t *counts; /* [n_vocab] in the output, with SEEN; NULL if there are no penalties */
-    int32_t *seen;    /* [n_vocab] distinct tokens that penalties look at */
+    uint64_t random;       /* state of the generator */
+    uint64_t random_draft; /* of the drafts' own */
+    uint32_t *counts;      /* [n_vocab] in the output, with SEEN; NULL if there are no penalties */
+    int32_t *seen;         /* [n_vocab] distinct tokens that penalties look at */
     size_t n_seen;
 };
 
@@ -68,10 +70,10 @@ static uint64_t mix(uint64_t z)
 }
 
 /* Uniform in [0, 1), 53 bits. */
-static double draw(struct sampler *sampler)
+static double draw(uint64_t *random)
 {
-    sampler->random += 0x9e3779b97f4a7c15u;
-    return (double)(mix(sampler->random) >> 11) * 0x1p-53;
+    *random += 0x9e3779b97f4a7c15u;
+    return (double)(mix(*random) >> 11) * 0x1p-53;
 }
 
 static bool has_penalties(const struct sampling_params *p)
@@ -102,6 +104,7 @@ int sampler_open(const struct sampling_params *params, uint32_t choice_index, ui
     s->params = *params;
     s->n_vocab = n_vocab;
     s->random = mix(mix(params->seed + 1) + choice_index);
+    s->random_draft = mix(s->random);
     if (has_penalties(params)) {
         s->counts = mem_calloc(n_vocab, sizeof(*s->counts));
         s->seen = mem_array(n_vocab, sizeof(*s->seen));
@@ -303,6 +306,21 @@ static int32_t choose_of_all(const float *weights, size_t n, double total, doubl
     return best;
 }
 
+/* The candidates left by temperature and filters, weighed. best: the highest logit's id. */
+static struct range filter(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
+                           int32_t best, struct sampling_scratch *scratch)
+{
+    bool by_k = p->top_k > 0 && (uint32_t)p->top_k < n_vocab;
+    struct range r = by_k ? keep_top_k(p, logits, n_vocab, logits[best], scratch)
+                          : keep_all(p, logits, n_vocab, logits[best], scratch);
+    return keep_top_p(r, p->top_p);
+}
+
+static bool is_greedy(const struct sampling_params *p, float max)
+{
+    return !(p->temperature > 0) || !(max > -INFINITY);
+}
+
 int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32_t *banned,
                        struct sampling_scratch *scratch)
 {
@@ -310,15 +328,74 @@ int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32
     const float *x = adjust(sampler, logits, banned, scratch);
     int32_t best = argmax(x, sampler->n_vocab, banned);
 
-    if (!(p->temperature > 0) || !(x[best] > -INFINITY))
+    if (is_greedy(p, x[best]))
         return best;
     if (p->top_k <= 0 && !(p->top_p < 1) && !(p->min_p > 0)) {
         double total =
             sampling_weigh(x, sampler->n_vocab, x[best], 1.0 / p->temperature, scratch->weights);
-        return choose_of_all(scratch->weights, sampler->n_vocab, total, draw(sampler), best);
+        return choose_of_all(scratch->weights, sampler->n_vocab, total, draw(&sampler->random),
+                             best);
     }
-    bool by_k = p->top_k > 0 && (uint32_t)p->top_k < sampler->n_vocab;
-    struct range r = by_k ? keep_top_k(p, x, sampler->n_vocab, x[best], scratch)
-                          : keep_all(p, x, sampler->n_vocab, x[best], scratch);
-    return choose(keep_top_p(r, p->top_p), draw(sampler));
+    return choose(filter(p, x, sampler->n_vocab, best, scratch), draw(&sampler->random));
+}
+
+void sampler_draft(struct sampler *sampler, const float *logits, const int32_t *banned,
+                   struct sampling_scratch *scratch, struct sampling_draft *ret_draft)
+{
+    struct sampling_params p = sampler->params;
+    const float *x = adjust(sampler, logits, banned, scratch);
+    int32_t best = argmax(x, sampler->n_vocab, banned);
+
+    ret_draft->token = best;
+    ret_draft->n = 0;
+    if (is_greedy(&p, x[best]))
+        return;
+    if (p.top_k <= 0 || p.top_k > SAMPLING_MOST_DRAFT)
+        p.top_k = SAMPLING_MOST_DRAFT;
+    struct range r = filter(&p, x, sampler->n_vocab, best, scratch);
+    assert(r.n <= SAMPLING_MOST_DRAFT || sampler->n_vocab <= SAMPLING_MOST_DRAFT);
+    double total = sum_weights(r);
+    for (size_t i = 0; i < r.n; i++) {
+        ret_draft->ids[i] = r.first[i].token;
+        ret_draft->weights[i] = (float)(r.first[i].weight / total);
+    }
+    ret_draft->n = (uint32_t)r.n;
+    ret_draft->token = choose(r, draw(&sampler->random_draft));
+}
+
+/* Leaves of every candidate's probability what it has above the draft's. */
+static void subtract_draft(struct range r, double total, const struct sampling_draft *draft,
+                           float *weights, uint32_t n_vocab)
+{
+    memset(weights, 0, n_vocab * sizeof(*weights));
+    for (uint32_t i = 0; i < draft->n; i++)
+        weights[draft->ids[i]] = draft->weights[i];
+    for (size_t i = 0; i < r.n; i++) {
+        float rest = (float)(r.first[i].weight / total) - weights[r.first[i].token];
+        r.first[i].weight = rest > 0 ? rest : 0;
+    }
+}
+
+int32_t sampler_verify(struct sampler *sampler, const float *logits, const int32_t *banned,
+                       const struct sampling_draft *draft, struct sampling_scratch *scratch)
+{
+    const struct sampling_params *p = &sampler->params;
+    const float *x = adjust(sampler, logits, banned, scratch);
+    int32_t best = argmax(x, sampler->n_vocab, banned);
+    float wanted = 0, drafted = 0;
+
+    if (is_greedy(p, x[best]))
+        return best;
+    struct range r = filter(p, x, sampler->n_vocab, best, scratch);
+    double total = sum_weights(r);
+    for (size_t i = 0; i < r.n; i++)
+        if (r.first[i].token == draft->token)
+            wanted = (float)(r.first[i].weight / total);
+    for (uint32_t i = 0; i < draft->n; i++)
+        if (draft->ids[i] == draft->token)
+            drafted = draft->weights[i];
+    if (draw(&sampler->random) * drafted < wanted)
+        return draft->token;
+    subtract_draft(r, total, draft, scratch->weights, sampler->n_vocab);
+    return choose(r, draw(&sampler->random));
 }

@@ -57,6 +57,24 @@ int32_t sampler_sample(struct sampler *sampler, const float *logits, const int32
                        struct sampling_scratch *scratch);
 void sampler_accept(struct sampler *sampler, int32_t token);
 
+/* Speculative sampling (Leviathan, Kalman, Matias 2023; Chen et al. 2023): a draft from one model's
+ * logits is accepted or replaced by another's so that what comes out is distributed as if drawn
+ * from the latter alone; with temperature 0 it is the latter's token. A draft is drawn from the
+ * best SAMPLING_MOST_DRAFT tokens only, which is as good as any other draft and keeps it small. */
+#define SAMPLING_MOST_DRAFT 128
+struct sampling_draft {
+    int32_t token;
+    uint32_t n;                         /* 0: temperature 0 */
+    int32_t ids[SAMPLING_MOST_DRAFT];   /* what it was drawn from, */
+    float weights[SAMPLING_MOST_DRAFT]; /*   with their probabilities */
+};
+/* As sampler_sample, from random numbers of its own. */
+void sampler_draft(struct sampler *sampler, const float *logits, const int32_t *banned,
+                   struct sampling_scratch *scratch, struct sampling_draft *ret_draft);
+/* Returns the draft's token, or another one: then what was drafted after it is void. */
+int32_t sampler_verify(struct sampler *sampler, const float *logits, const int32_t *banned,
+                       const struct sampling_draft *draft, struct sampling_scratch *scratch);
+
 /* Log-softmax of `token`, and the k best tokens (k <= 32, best first, ties: the lowest id) to
  * top[k]. Returns how many were written. */
 size_t sampling_logprobs(const float *logits, uint32_t n_vocab, int32_t token, size_t k,

@@ -23,30 +23,42 @@ static bool parse_type(const char *name, int *ret_type)
            *ret_type == TENSOR_F32 || *ret_type == TENSOR_Q4_0 || *ret_type == TENSOR_Q4_1;
 }
 
+static bool parse_method(const char *name, enum prune_method *ret_method)
+{
+    for (int i = 0; i <= PRUNE_MINITRON; i++) {
+        *ret_method = (enum prune_method)i;
+        if (strcmp(name, prune_method_name(*ret_method)) == 0)
+            return true;
+    }
+    return false;
+}
+
 int cli_prune(int argc, char **argv)
 {
     struct cli_progress progress = {0};
     struct prune_options prune = {.progress = show_progress, .user = &progress};
     struct prune_report report;
     struct error err = {0};
-    const char *method = "minitron";
+    const char *method = "reconstruct";
     const char *type = NULL;
     uint32_t n_tokens = 0;
     const struct cli_option options[] = {
         {"model", CLI_STRING, &prune.model_path, "FILE", "the full model, a GGUF file"},
         {"out", CLI_STRING, &prune.out_path, "FILE", "where the twin goes"},
         {"method", CLI_STRING, &method, "NAME",
-         "minitron: keep the channels with the largest activations [default minitron]"},
+         "reconstruct: solve for the twin's matrices; minitron: cut out the channels with the "
+         "largest activations [default reconstruct]"},
         {"hidden", CLI_NUMBER, &prune.hidden, "N|SHARE",
          "width to keep of the residual stream: above 1 a size, up to 1 a share, rounded to a "
          "multiple of 32 [default all]",
          0, 1e6},
         {"mlp", CLI_NUMBER, &prune.mlp, "N|SHARE", "the same for the MLP [default all]", 0, 1e6},
         {"calibration", CLI_STRING, &prune.calibration, "FILE",
-         "text, or JSONL with `prompt` or `text` fields"},
-        {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 65536]", 1, 1e9},
+         "text, or JSONL with `prompt` (and `completion`) or `text` fields; may be gzipped"},
+        {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 73728]", 1, 1e9},
         {"type", CLI_STRING, &type, "TYPE",
-         "q8_0, f16, bf16, f32, q4_0 or q4_1 for all matrices [default: as they are]"},
+         "q8_0, f16, bf16, f32, q4_0 or q4_1 for all matrices [default: q8_0; of minitron: as they "
+         "are]"},
         {"report", CLI_STRING, &prune.report_path, "FILE", "write a JSON report"},
     };
     const struct cli_command command = {
@@ -66,8 +78,9 @@ int cli_prune(int argc, char **argv)
         return cli_fail("prune", CLI_WRONG_CALL, "--model: missing");
     if (!prune.out_path)
         return cli_fail("prune", CLI_WRONG_CALL, "--out: missing");
-    if (strcmp(method, "minitron") != 0)
-        return cli_fail("prune", CLI_WRONG_CALL, "--method: \"%s\", expected minitron", method);
+    if (!parse_method(method, &prune.method))
+        return cli_fail("prune", CLI_WRONG_CALL,
+                        "--method: \"%s\", expected reconstruct or minitron", method);
     if (!parse_type(type, &prune.type))
         return cli_fail("prune", CLI_WRONG_CALL, "--type: \"%s\", expected q8_0, f16, bf16 or f32",
                         type);
@@ -84,5 +97,12 @@ int cli_prune(int argc, char **argv)
             prune.out_path, report.hidden, report.hidden_full, 100 * report.hidden_energy,
             report.mlp, report.mlp_full, 100 * report.mlp_energy, report.n_calibration_tokens,
             (double)report.out_bytes / 1e6, report.seconds);
+    if (report.held.n_tokens)
+        fprintf(stderr,
+                "on %zu tokens held back: KL to the full model %.3f nats a token, same best token "
+                "%.1f %%, NLL %.3f (full model %.3f)\n",
+                report.held.n_tokens, report.held.kl, 100 * report.held.agree, report.held.nll,
+                report.held.nll_full);
+    prune_report_free(&report);
     return CLI_DONE;
 }

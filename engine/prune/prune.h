@@ -1,7 +1,8 @@
-/* Making a pruned twin of a model: calibration text through the full model, importance of its
- * channels, and a narrower GGUF with the same heads, layers and vocabulary, hence the same KV
- * shape.
+/* Making a pruned twin of a model: a narrower GGUF with the same heads, layers and vocabulary, hence
+ * the same KV shape, from calibration text that the full model reads.
  *
+ * Method reconstruct (engine/prune/reconstruct.h): every matrix of the twin is solved for by least
+ * squares, in a basis of principal components.
  * Method minitron (Muralidharan et al. 2024, as OverFill, COLM 2025, uses it): one set of hidden
  * channels for the whole model, one set of MLP channels a layer, chosen by the size of activations
  * and cut out of the weights, nothing else. */
@@ -15,29 +16,56 @@
 
 #define PRUNE_WIDTH_MULTIPLE 32 /* kept widths are rounded to it, so that block types fit */
 #define PRUNE_TYPE_KEEP (-1)
+#define PRUNE_TOKENS 73728
+
+enum prune_method { PRUNE_RECONSTRUCT, PRUNE_MINITRON };
+const char *prune_method_name(enum prune_method method);
 
 struct prune_options {
+    enum prune_method method;
     const char *model_path; /* a GGUF file */
     const char *out_path;
-    const char *calibration; /* a text file, or JSONL with `prompt` or `text` fields */
-    size_t n_tokens;         /* of calibration at most; 0: 65,536 */
+    const char *calibration; /* a text file, or JSONL with `prompt` or `text` fields; may be .gz */
+    size_t n_tokens;         /* of calibration at most; 0: PRUNE_TOKENS */
     double hidden, mlp;      /* kept width: above 1 a size, up to 1 a share; 0: all */
-    /* enum tensor_type of the matrices. PRUNE_TYPE_KEEP: each keeps its own (Q8_0 if that type
-     * cannot be written); rows that lose no columns keep their bytes */
+    /* enum tensor_type of the matrices. PRUNE_TYPE_KEEP: reconstruct writes Q8_0; of a sliced model
+     * each keeps its own (Q8_0 if that type cannot be written), and rows that lose no columns keep
+     * their bytes */
     int type;
     const char *report_path; /* JSON; NULL: none */
     void (*progress)(void *user, const char *what, double share);
     void *user;
 };
 
+/* What each of a layer's fits left unexplained, as a share of the sum of squares; NAN where a former,
+ * interrupted run solved it. mlp_energy: the share of the MLP's output that the kept channels can
+ * give. */
+struct layer_report {
+    double qkv, o, gate_up, down, mlp_energy;
+};
+
+/* The twin on samples that nothing was fitted to: nats a token. */
+struct held_report {
+    size_t n_tokens, n_next;
+    double kl, agree, nll, nll_full;
+};
+
 struct prune_report {
+    enum prune_method method;
     uint32_t hidden, mlp; /* kept */
     uint32_t hidden_full, mlp_full;
     size_t n_calibration_tokens;
-    double hidden_energy, mlp_energy; /* share of the importance that was kept */
+    double hidden_energy, mlp_energy; /* share that was kept of the channels' importance, or of */
+                                      /*   what the basis and the kept MLP channels can give */
     double seconds;
     size_t out_bytes;
+    /* reconstruct only */
+    double head_residual;
+    struct held_report held;
+    struct layer_report *layers; /* [n_layers]; prune_report_free frees them */
+    uint32_t n_layers;
 };
+void prune_report_free(struct prune_report *report);
 
 /* Blocks for the whole work; uses all CPUs of the process. */
 int prune_run(const struct prune_options *options, struct prune_report *ret_report,

@@ -37,4 +37,17 @@ void kept_free(struct kept *kept);
 int slice_write(const struct prune_options *options, const struct model_file *file,
                 const struct kept *kept, uint64_t calibration_hash, struct error *err);
 
+/* reconstruct.c: a twin that is solved for. Fills the report's figures. */
+int reconstruct_run(const struct prune_options *options, const struct model_file *file,
+                    const struct sample_set *samples, struct prune_report *report,
+                    struct error *err);
+
+/* report.c */
+int report_write(const char *path, const struct prune_report *report, struct error *err);
+
+/* metadata.c: the source's entries with the twin's sizes, and how the twin was made. */
+struct gguf_writer;
+void twin_metadata(const struct model_file *file, const char *method, uint32_t hidden, uint32_t mlp,
+                   uint64_t calibration_hash, struct gguf_writer *writer);
+
 #endif

@@ -140,40 +140,6 @@ static int write_rows(struct gguf_writer *writer, const struct cut *cut, struct 
     return 0;
 }
 
-static void set_metadata(const struct model_file *file, const struct kept *kept,
-                         uint64_t calibration_hash, struct gguf_writer *writer)
-{
-    const struct model_params *p = model_file_params(file);
-    const struct gguf_file *gguf = model_file_gguf(file);
-    char key[96];
-    char text[160];
-
-    for (size_t i = 0; i < gguf_n_kv(gguf); i++)
-        gguf_writer_copy(writer, gguf_kv_at(gguf, i));
-    const struct {
-        const char *key;
-        uint32_t value;
-    } sizes[] = {
-        {"embedding_length", kept->hidden},
-        {"feed_forward_length", kept->mlp},
-        {"attention.key_length", p->head_dim},
-        {"attention.value_length", p->head_dim},
-    };
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        snprintf(key, sizeof(key), "%s.%s", model_arch_name(p->arch), sizes[i].key);
-        gguf_writer_set_u32(writer, key, sizes[i].value);
-    }
-    snprintf(text, sizeof(text), "%s pruned to %u/%u", p->name, kept->hidden, kept->mlp);
-    gguf_writer_set_string(writer, "general.name", text);
-    gguf_writer_set_string(writer, "overfill.prune.method", "minitron");
-    snprintf(text, sizeof(text), "%016" PRIx64, model_file_hash(file));
-    gguf_writer_set_string(writer, "overfill.prune.source_hash", text);
-    snprintf(text, sizeof(text), "%016" PRIx64, calibration_hash);
-    gguf_writer_set_string(writer, "overfill.prune.calibration_hash", text);
-    gguf_writer_set_u32(writer, "overfill.prune.hidden", kept->hidden);
-    gguf_writer_set_u32(writer, "overfill.prune.mlp", kept->mlp);
-}
-
 static void add_tensors(const struct prune_options *options, const struct model_file *file,
                         const struct kept *kept, struct gguf_writer *writer)
 {
@@ -210,7 +176,7 @@ int slice_write(const struct prune_options *options, const struct model_file *fi
     int rc = gguf_writer_open(options->out_path, &writer, err);
     if (rc)
         return rc;
-    set_metadata(file, kept, calibration_hash, writer);
+    twin_metadata(file, "minitron", kept->hidden, kept->mlp, calibration_hash, writer);
     add_tensors(options, file, kept, writer);
     rc = write_tensors(options, file, kept, writer, err);
     if (rc) {

@@ -1,0 +1,177 @@
+/* The twin's head, and how well the whole twin does on the held samples. See reconstruct.h. */
+#include "engine/prune/reconstruct.h"
+
+#include "engine/base/mem.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <string.h>
+
+#define RIDGE 1e-3
+#define HEAD_ROWS 4096 /* of the vocabulary at once */
+#define SCORE_ROWS 256 /* tokens scored at once */
+
+/* Both models' normed last rows of the batch's answers: the full model's to target, the twin's to
+ * inner. */
+static void norm_last(struct reconstruct *r, struct batch batch, const float *weight,
+                      const float *ones)
+{
+    const struct model_params *p = r->full_params;
+    const struct sample *s = &r->samples->samples[batch.first];
+    size_t n = answer_rows(r->samples, batch);
+    float *x = r->inner + s->answer * r->hidden;
+    gather_answers(r->samples, batch, r->full.x + s->begin * p->hidden, p->hidden, p->hidden,
+                   r->target);
+    for (size_t i = 0; i < n; i++) {
+        float *row = r->target + i * p->hidden;
+        r->reader.kernels->rmsnorm(row, weight, p->hidden, p->norm_width, p->rms_eps, row);
+        r->reader.kernels->rmsnorm(r->x + (s->answer + i) * r->hidden, ones, r->hidden, r->hidden,
+                                   p->rms_eps, x + i * r->hidden);
+    }
+    memcpy(r->middle + s->answer * p->hidden, r->target, n * p->hidden * sizeof(float));
+}
+
+/* From here on middle holds the full model's normed last rows and inner the twin's. */
+static int norm_all(struct reconstruct *r, struct least_squares *ls, struct error *err)
+{
+    const struct tensor *norm = model_file_tensor(r->file, "output_norm.weight");
+    size_t full = r->full_params->hidden;
+    _cleanup_mem_ float *weight = mem_array(full, sizeof(float));
+    _cleanup_mem_ float *ones = mem_array(r->hidden, sizeof(float));
+    if (!weight || !ones)
+        return error_memory(err, "output norm", full * sizeof(float));
+    tensor_dequantize(norm->type, norm->data, full, weight);
+    for (uint32_t i = 0; i < r->hidden; i++)
+        ones[i] = 1;
+    struct batch batch = reader_batch(r->samples, 0);
+    for (; batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
+        norm_last(r, batch, weight, ones);
+        add_fitted(r, batch, ls, r->inner + r->samples->samples[batch.first].answer * r->hidden,
+                   r->hidden, r->target, full);
+    }
+    return twin_store_put(r->store, "output_norm.weight", TENSOR_F32, ones, 0, r->hidden, err);
+}
+
+static const struct tensor *full_head(const struct reconstruct *r)
+{
+    const struct tensor *head = model_file_tensor(r->file, "output.weight");
+    return head ? head : model_file_tensor(r->file, "token_embd.weight");
+}
+
+/* head = E map, to the store. */
+static int put_head(struct reconstruct *r, const float *map, struct error *err)
+{
+    const struct tensor *t = full_head(r);
+    size_t full = r->full_params->hidden;
+    size_t n_rows = t->dims[1];
+    size_t row_bytes = t->bytes / n_rows;
+    _cleanup_mem_ float *head = mem_array(n_rows, r->hidden * sizeof(float));
+    _cleanup_mem_ float *rows = mem_array(HEAD_ROWS, full * sizeof(float));
+    if (!head || !rows)
+        return error_memory(err, "head", n_rows * r->hidden * sizeof(float));
+    for (size_t i = 0; i < n_rows; i += HEAD_ROWS) {
+        size_t n = n_rows - i < HEAD_ROWS ? n_rows - i : HEAD_ROWS;
+        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, rows);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
+                    (blasint)full, 1.0f, rows, (blasint)full, map, (blasint)r->hidden, 0.0f,
+                    head + i * r->hidden, (blasint)r->hidden);
+    }
+    return twin_store_put(r->store, "output.weight", (enum tensor_type)r->options->type, head,
+                          n_rows, r->hidden, err);
+}
+
+static double log_sum_exp(const float *z, size_t n, float *ret_max, size_t *ret_best)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        best = z[i] > z[best] ? i : best;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += expf(z[i] - z[best]);
+    *ret_max = z[best];
+    *ret_best = best;
+    return z[best] + log(sum);
+}
+
+/* One row: KL(full || twin), agreement, and the NLL of the token that comes. */
+static void score_row(const float *full, const float *twin, size_t n, int32_t next,
+                      struct held_report *h)
+{
+    float max;
+    size_t full_best;
+    size_t twin_best;
+    double full_sum = log_sum_exp(full, n, &max, &full_best);
+    double twin_sum = log_sum_exp(twin, n, &max, &twin_best);
+    double kl = 0;
+    for (size_t i = 0; i < n; i++)
+        kl += exp(full[i] - full_sum) * ((full[i] - full_sum) - (twin[i] - twin_sum));
+    h->n_tokens++;
+    h->kl += kl;
+    h->agree += full_best == twin_best;
+    if (next < 0)
+        return;
+    h->n_next++;
+    h->nll += twin_sum - twin[next];
+    h->nll_full += full_sum - full[next];
+}
+
+/* The held samples' answers, with the heads as they serve but for the activations' rounding. */
+static int score_held(struct reconstruct *r, struct error *err)
+{
+    struct tensor head = {0};
+    size_t vocab = r->full_params->vocab_size;
+    size_t full = r->full_params->hidden;
+    int rc = twin_store_get(r->store, "output.weight", &head, err);
+    if (rc)
+        return rc;
+    _cleanup_mem_ float *twin_w = load_matrix(&head, err);
+    tensor_release(&head);
+    _cleanup_mem_ float *full_w = load_matrix(full_head(r), err);
+    _cleanup_mem_ float *z = mem_array(2 * SCORE_ROWS, vocab * sizeof(float));
+    if (!twin_w || !full_w)
+        return -(int)err->code;
+    if (!z)
+        return error_memory(err, "logits", 2 * SCORE_ROWS * vocab * sizeof(float));
+    for (size_t i = 0; i < r->samples->n_samples; i++) {
+        const struct sample *s = &r->samples->samples[i];
+        for (uint32_t t = s->n_prompt; s->held && t < s->n; t += SCORE_ROWS) {
+            size_t n = s->n - t < SCORE_ROWS ? s->n - t : SCORE_ROWS;
+            size_t row = s->answer + t - s->n_prompt;
+            multiply(r->middle + row * full, n, full, full_w, vocab, 0, z);
+            multiply(r->inner + row * r->hidden, n, r->hidden, twin_w, vocab, 0,
+                     z + SCORE_ROWS * vocab);
+            for (size_t k = 0; k < n; k++)
+                score_row(z + k * vocab, z + (SCORE_ROWS + k) * vocab, vocab,
+                          t + k + 1 < s->n ? r->samples->tokens.ids[s->begin + t + k + 1] : -1,
+                          &r->held);
+        }
+    }
+    if (r->held.n_tokens) {
+        r->held.kl /= (double)r->held.n_tokens;
+        r->held.agree /= (double)r->held.n_tokens;
+        r->held.nll /= (double)r->held.n_next;
+        r->held.nll_full /= (double)r->held.n_next;
+    }
+    return 0;
+}
+
+int rebuild_head(struct reconstruct *r, struct error *err)
+{
+    size_t full = r->full_params->hidden;
+    struct least_squares ls;
+    _cleanup_mem_ float *map = mem_array(full * r->hidden, sizeof(float));
+    if (!map)
+        return error_memory(err, "head map", full * r->hidden * sizeof(float));
+    int rc = least_squares_open(r->hidden, full, &ls, err);
+    if (rc)
+        return rc;
+    rc = norm_all(r, &ls, err);
+    if (rc == 0)
+        rc = least_squares_solve(&ls, RIDGE, map, &r->head_residual, err);
+    least_squares_close(&ls);
+    if (rc == 0)
+        rc = put_head(r, map, err);
+    if (rc == 0)
+        rc = score_held(r, err);
+    return rc;
+}

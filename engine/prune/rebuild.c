@@ -1,0 +1,471 @@
+/* One layer of the twin: four fits. See reconstruct.h. */
+#include "engine/prune/reconstruct.h"
+
+#include "engine/base/mem.h"
+
+#include <cblas.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Of a fit's mean square input: see least_squares.h. */
+#define RIDGE 1e-3
+/* Samples whose MLP is looked at to choose channels: one of so many. */
+#define CHANNELS_EVERY 4
+
+void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
+              float *out)
+{
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)n, (blasint)n_out, (blasint)n_in,
+                1.0f, x, (blasint)n_in, w, (blasint)n_in, add, out, (blasint)n_out);
+}
+
+float *load_matrix(const struct tensor *t, struct error *err)
+{
+    size_t n = t->dims[0] * t->dims[1];
+    float *w = mem_array(n, sizeof(float));
+    if (w)
+        tensor_dequantize(t->type, t->data, n, w);
+    else
+        error_memory(err, t->name, n * sizeof(float));
+    return w;
+}
+
+size_t answer_rows(const struct sample_set *samples, struct batch batch)
+{
+    size_t n = 0;
+    for (size_t i = batch.first; i < batch.first + batch.n; i++)
+        n += samples->samples[i].n - samples->samples[i].n_prompt;
+    return n;
+}
+
+void gather_answers(const struct sample_set *samples, struct batch batch, const float *rows,
+                    size_t stride, size_t width, float *out)
+{
+    for (size_t i = batch.first; i < batch.first + batch.n; i++) {
+        const struct sample *s = &samples->samples[i];
+        for (uint32_t t = s->n_prompt; t < s->n; t++, out += width)
+            memcpy(out, rows + t * stride, width * sizeof(float));
+        rows += s->n * stride;
+    }
+}
+
+void add_fitted(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
+                const float *x, size_t x_stride, const float *y, size_t y_stride)
+{
+    size_t at = 0;
+    size_t run = 0;
+    for (size_t i = batch.first; i < batch.first + batch.n; i++) {
+        const struct sample *s = &r->samples->samples[i];
+        size_t n = s->n - s->n_prompt;
+        if (s->held) {
+            least_squares_add(ls, x + at * x_stride, x_stride, y + at * y_stride, y_stride, run);
+            at += run + n;
+            run = 0;
+        } else {
+            run += n;
+        }
+    }
+    least_squares_add(ls, x + at * x_stride, x_stride, y + at * y_stride, y_stride, run);
+}
+
+static size_t first_answer(const struct reconstruct *r, struct batch batch)
+{
+    return r->samples->samples[batch.first].answer;
+}
+
+static void name_of(uint32_t layer, const char *what, char name[64])
+{
+    snprintf(name, 64, "blk.%u.%s", layer, what);
+}
+
+static bool is_solved(const struct reconstruct *r, uint32_t layer, const char *what)
+{
+    char name[64];
+    name_of(layer, what, name);
+    return twin_store_has(r->store, name);
+}
+
+static int put(struct reconstruct *r, uint32_t layer, const char *what, const float *w, size_t rows,
+               size_t columns, struct error *err)
+{
+    char name[64];
+    name_of(layer, what, name);
+    return twin_store_put(r->store, name, (enum tensor_type)r->options->type, w, rows, columns,
+                          err);
+}
+
+static int get(const struct reconstruct *r, uint32_t layer, const char *what,
+               struct tensor *ret_tensor, struct error *err)
+{
+    char name[64];
+    name_of(layer, what, name);
+    return twin_store_get(r->store, name, ret_tensor, err);
+}
+
+/* W M for the rows of W that index names (NULL: all), to the store. */
+static int put_mapped(struct reconstruct *r, uint32_t layer, const char *what,
+                      const struct tensor *t, const unsigned *index, size_t n_rows,
+                      const float *map, struct error *err)
+{
+    size_t full = r->full_params->hidden;
+    _cleanup_mem_ float *w = load_matrix(t, err);
+    _cleanup_mem_ float *mapped = mem_array(n_rows, r->hidden * sizeof(float));
+    if (!w)
+        return -(int)err->code;
+    if (!mapped)
+        return error_memory(err, what, n_rows * r->hidden * sizeof(float));
+    for (size_t i = 0; index && i < n_rows; i++) /* ascending: never over a row yet to be read */
+        memmove(w + i * full, w + index[i] * full, full * sizeof(float));
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n_rows, (blasint)r->hidden,
+                (blasint)full, 1.0f, w, (blasint)full, map, (blasint)r->hidden, 0.0f, mapped,
+                (blasint)r->hidden);
+    return put(r, layer, what, mapped, n_rows, r->hidden, err);
+}
+
+/* The full model reads the layer: KV of its prompts, middle, and x. Beside it the twin's input of
+ * q, k, v against the full model's. */
+static void read_full_batch(struct reconstruct *r, uint32_t l, struct batch batch,
+                            struct least_squares *qkv)
+{
+    struct forward *f = r->reader.forward;
+    const struct sample_set *samples = r->samples;
+    size_t full = r->full_params->hidden;
+    struct forward_rows rows;
+
+    reader_begin(&r->reader, r->full.model, batch, READ_ALL, r->full.x);
+    forward_part(f, l, FORWARD_ATTN_NORM);
+    rows = forward_rows(f, FORWARD_NORMED);
+    gather_answers(samples, batch, rows.data, rows.stride, full, r->target);
+    forward_part(f, l, FORWARD_ATTN);
+    forward_part(f, l, FORWARD_ATTN_OUT);
+    rows = forward_rows(f, FORWARD_X);
+    gather_answers(samples, batch, rows.data, rows.stride, full,
+                   r->middle + first_answer(r, batch) * full);
+    forward_part(f, l, FORWARD_MLP_NORM);
+    forward_part(f, l, FORWARD_MLP);
+    rows = forward_rows(f, FORWARD_HIDDEN);
+    if (r->channels.n_in && batch.first / batch.n % CHANNELS_EVERY == 0)
+        least_squares_add(&r->channels, rows.data, rows.stride, NULL, 0, rows.n_rows);
+    forward_part(f, l, FORWARD_MLP_OUT);
+    reader_store(&r->reader, batch, READ_ALL, r->full.x);
+    if (!qkv)
+        return;
+    reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
+    forward_part(f, l, FORWARD_ATTN_NORM);
+    rows = forward_rows(f, FORWARD_NORMED);
+    add_fitted(r, batch, qkv, rows.data, rows.stride, r->target, full);
+}
+
+static int read_full(struct reconstruct *r, uint32_t l, struct least_squares *qkv,
+                     struct error *err)
+{
+    struct batch batch = reader_batch(r->samples, 0);
+    int rc = full_model_load(&r->full, l, err);
+    for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n))
+        read_full_batch(r, l, batch, qkv);
+    return rc;
+}
+
+static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls,
+                     const struct layer_tensors *t, struct error *err)
+{
+    size_t n = (size_t)r->full_params->hidden * r->hidden;
+    _cleanup_mem_ float *map = mem_array(n, sizeof(float));
+    if (!map)
+        return error_memory(err, "input map", n * sizeof(float));
+    int rc = least_squares_solve(ls, RIDGE, map, &r->layers[l].qkv, err);
+    if (rc == 0)
+        rc = put_mapped(r, l, "attn_q.weight", t->q, NULL, t->q->dims[1], map, err);
+    if (rc == 0)
+        rc = put_mapped(r, l, "attn_k.weight", t->k, NULL, t->k->dims[1], map, err);
+    if (rc == 0)
+        rc = put_mapped(r, l, "attn_v.weight", t->v, NULL, t->v->dims[1], map, err);
+    return rc;
+}
+
+/* q, k, v of the twin, in its packed layer. v is the last to arrive in the store. */
+static int rebuild_qkv(struct reconstruct *r, uint32_t l, const struct layer_tensors *t,
+                       struct error *err)
+{
+    struct least_squares ls = {0};
+    struct tensor q = {0};
+    struct tensor k = {0};
+    struct tensor v = {0};
+    bool solved = is_solved(r, l, "attn_v.weight");
+    int rc = solved ? 0 : least_squares_open(r->hidden, r->full_params->hidden, &ls, err);
+    if (rc == 0)
+        rc = read_full(r, l, solved ? NULL : &ls, err);
+    if (rc == 0 && !solved)
+        rc = solve_qkv(r, l, &ls, t, err);
+    least_squares_close(&ls);
+    if (rc == 0)
+        rc = get(r, l, "attn_q.weight", &q, err);
+    if (rc == 0)
+        rc = get(r, l, "attn_k.weight", &k, err);
+    if (rc == 0)
+        rc = get(r, l, "attn_v.weight", &v, err);
+    if (rc == 0)
+        rc = model_pack_layer(r->twin, l, &(struct layer_tensors){.q = &q, .k = &k, .v = &v}, err);
+    tensor_release(&q);
+    tensor_release(&k);
+    tensor_release(&v);
+    return rc;
+}
+
+/* What is still to be written: the full model's residual stream in the basis, less the twin's. */
+static void find_target(struct reconstruct *r, struct batch batch, const float *full_rows)
+{
+    size_t n = answer_rows(r->samples, batch);
+    const float *x = r->x + first_answer(r, batch) * r->hidden;
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
+                (blasint)r->full_params->hidden, 1.0f, full_rows, (blasint)r->full_params->hidden,
+                r->basis, (blasint)r->hidden, 0.0f, r->target, (blasint)r->hidden);
+    cblas_saxpy((blasint)(n * r->hidden), -1.0f, x, 1, r->target, 1);
+}
+
+/* The twin's rows of `buffer` to inner, for the batch. */
+static void keep_inner(struct reconstruct *r, struct batch batch, enum forward_buffer buffer)
+{
+    struct forward_rows rows = forward_rows(r->reader.forward, buffer);
+    r->inner_width = rows.width;
+    float *inner = r->inner + first_answer(r, batch) * rows.width;
+    for (uint32_t i = 0; i < rows.n_rows; i++)
+        memcpy(inner + (size_t)i * rows.width, rows.data + i * rows.stride,
+               rows.width * sizeof(float));
+}
+
+/* The twin writes: W = argmin |target - W inner|, and x += W inner. */
+static int finish_write(struct reconstruct *r, uint32_t l, const char *what,
+                        struct least_squares *ls, double *ret_residual, struct error *err)
+{
+    struct tensor t = {0};
+    int rc = 0;
+    if (ls) {
+        size_t n = ls->n_out * ls->n_in;
+        _cleanup_mem_ float *w = mem_array(n, sizeof(float));
+        rc = w ? least_squares_solve(ls, RIDGE, w, ret_residual, err)
+               : error_memory(err, what, n * sizeof(float));
+        if (rc == 0)
+            rc = put(r, l, what, w, ls->n_out, ls->n_in, err);
+    }
+    if (rc == 0)
+        rc = get(r, l, what, &t, err);
+    if (rc)
+        return rc;
+    _cleanup_mem_ float *w = load_matrix(&t, err);
+    tensor_release(&t);
+    if (!w)
+        return -(int)err->code;
+    multiply(r->inner, r->samples->n_answer, r->inner_width, w, r->hidden, 1.0f, r->x);
+    return 0;
+}
+
+static int rebuild_o(struct reconstruct *r, uint32_t l, struct error *err)
+{
+    struct forward *f = r->reader.forward;
+    struct least_squares ls = {0};
+    bool solved = is_solved(r, l, "attn_output.weight");
+    size_t width = (size_t)r->full_params->n_heads * r->full_params->head_dim;
+    int rc = solved ? 0 : least_squares_open(width, r->hidden, &ls, err);
+    struct batch batch = reader_batch(r->samples, 0);
+    for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
+        reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
+        forward_part(f, l, FORWARD_ATTN_NORM);
+        forward_part(f, l, FORWARD_ATTN);
+        keep_inner(r, batch, FORWARD_ATTENTION);
+        if (solved)
+            continue;
+        find_target(r, batch, r->middle + first_answer(r, batch) * r->full_params->hidden);
+        add_fitted(r, batch, &ls, r->inner + first_answer(r, batch) * width, width, r->target,
+                   r->hidden);
+    }
+    if (rc == 0)
+        rc = finish_write(r, l, "attn_output.weight", solved ? NULL : &ls, &r->layers[l].o, err);
+    least_squares_close(&ls);
+    return rc;
+}
+
+/* The full model's normed input of gate and up, for the batch's answers, to target. */
+static void norm_middle(struct reconstruct *r, uint32_t l, struct batch batch)
+{
+    const struct model_params *p = r->full_params;
+    const float *rows = r->middle + first_answer(r, batch) * p->hidden;
+    const float *weight = r->full.model->layers[l].mlp_norm;
+    for (size_t i = 0; i < answer_rows(r->samples, batch); i++)
+        r->reader.kernels->rmsnorm(rows + i * p->hidden, weight, p->hidden, p->norm_width,
+                                   p->rms_eps, r->target + i * p->hidden);
+}
+
+/* Both triangles of `channels`, whose lower one is not filled. */
+static void mirror(double *a, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < i; j++)
+            a[i * n + j] = a[j * n + i];
+}
+
+/* Channels by what they give to the twin's residual stream: Q^T down. */
+static int choose_channels(struct reconstruct *r, uint32_t l, const struct layer_tensors *t,
+                           unsigned *ret_index, struct error *err)
+{
+    size_t n = r->full_params->mlp;
+    if (r->mlp == n) {
+        for (unsigned i = 0; i < n; i++)
+            ret_index[i] = i;
+        r->layers[l].mlp_energy = 1;
+        return 0;
+    }
+    _cleanup_mem_ float *down = load_matrix(t->down, err);
+    _cleanup_mem_ float *w = mem_array(r->hidden * n, sizeof(float));
+    if (!down)
+        return -(int)err->code;
+    if (!w)
+        return error_memory(err, "down", r->hidden * n * sizeof(float));
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)r->hidden, (blasint)n,
+                (blasint)r->full_params->hidden, 1.0f, r->basis, (blasint)r->hidden, down,
+                (blasint)n, 0.0f, w, (blasint)n);
+    mirror(r->channels.xx, n);
+    return choose_inputs(r->channels.xx, w, n, r->hidden, r->mlp, ret_index,
+                         &r->layers[l].mlp_energy, err);
+}
+
+static int solve_gate_up(struct reconstruct *r, uint32_t l, struct least_squares *ls,
+                         const struct layer_tensors *t, struct error *err)
+{
+    size_t n = (size_t)r->full_params->hidden * r->hidden;
+    _cleanup_mem_ float *map = mem_array(n, sizeof(float));
+    _cleanup_mem_ unsigned *index = mem_array(r->full_params->mlp, sizeof(*index));
+    if (!map || !index)
+        return error_memory(err, "input map", n * sizeof(float));
+    int rc = least_squares_solve(ls, RIDGE, map, &r->layers[l].gate_up, err);
+    if (rc == 0)
+        rc = choose_channels(r, l, t, index, err);
+    if (rc == 0)
+        rc = put_mapped(r, l, "ffn_gate.weight", t->gate, index, r->mlp, map, err);
+    if (rc == 0)
+        rc = put_mapped(r, l, "ffn_up.weight", t->up, index, r->mlp, map, err);
+    return rc;
+}
+
+static int rebuild_gate_up(struct reconstruct *r, uint32_t l, const struct layer_tensors *t,
+                           struct error *err)
+{
+    struct forward *f = r->reader.forward;
+    struct least_squares ls = {0};
+    struct tensor gate = {0};
+    struct tensor up = {0};
+    bool solved = is_solved(r, l, "ffn_up.weight");
+    int rc = solved ? 0 : least_squares_open(r->hidden, r->full_params->hidden, &ls, err);
+    struct batch batch = reader_batch(r->samples, 0);
+    for (; rc == 0 && !solved && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
+        reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
+        forward_part(f, l, FORWARD_MLP_NORM);
+        norm_middle(r, l, batch);
+        struct forward_rows rows = forward_rows(f, FORWARD_NORMED);
+        add_fitted(r, batch, &ls, rows.data, rows.stride, r->target, r->full_params->hidden);
+    }
+    if (rc == 0 && !solved)
+        rc = solve_gate_up(r, l, &ls, t, err);
+    least_squares_close(&ls);
+    if (rc == 0)
+        rc = get(r, l, "ffn_gate.weight", &gate, err);
+    if (rc == 0)
+        rc = get(r, l, "ffn_up.weight", &up, err);
+    if (rc == 0)
+        rc = model_pack_layer(r->twin, l, &(struct layer_tensors){.gate = &gate, .up = &up}, err);
+    tensor_release(&gate);
+    tensor_release(&up);
+    return rc;
+}
+
+static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
+{
+    struct forward *f = r->reader.forward;
+    size_t full = r->full_params->hidden;
+    struct least_squares ls = {0};
+    bool solved = is_solved(r, l, "ffn_down.weight");
+    int rc = solved ? 0 : least_squares_open(r->mlp, r->hidden, &ls, err);
+    struct batch batch = reader_batch(r->samples, 0);
+    for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
+        reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
+        forward_part(f, l, FORWARD_MLP_NORM);
+        forward_part(f, l, FORWARD_MLP);
+        keep_inner(r, batch, FORWARD_HIDDEN);
+        if (solved)
+            continue;
+        float *full_rows = r->middle + first_answer(r, batch) * full;
+        gather_answers(r->samples, batch,
+                       r->full.x + r->samples->samples[batch.first].begin * full, full, full,
+                       full_rows);
+        find_target(r, batch, full_rows);
+        add_fitted(r, batch, &ls, r->inner + first_answer(r, batch) * r->mlp, r->mlp, r->target,
+                   r->hidden);
+    }
+    if (rc == 0)
+        rc = finish_write(r, l, "ffn_down.weight", solved ? NULL : &ls, &r->layers[l].down, err);
+    least_squares_close(&ls);
+    return rc;
+}
+
+/* What is not solved for: norms of ones, and biases and norms of heads as they are. */
+static int put_vectors(struct reconstruct *r, uint32_t l, const struct layer_tensors *t,
+                       struct error *err)
+{
+    const struct {
+        const char *what;
+        const struct tensor *tensor; /* NULL: ones */
+        size_t n;
+    } vectors[] = {
+        {"attn_norm.weight", NULL, r->hidden}, {"ffn_norm.weight", NULL, r->hidden},
+        {"attn_q.bias", t->q_bias, 0},         {"attn_k.bias", t->k_bias, 0},
+        {"attn_v.bias", t->v_bias, 0},         {"attn_q_norm.weight", t->q_norm, 0},
+        {"attn_k_norm.weight", t->k_norm, 0},
+    };
+    for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
+        const struct tensor *tensor = vectors[i].tensor;
+        size_t n = tensor ? tensor->dims[0] : vectors[i].n;
+        if (!n || is_solved(r, l, vectors[i].what))
+            continue;
+        _cleanup_mem_ float *v = mem_array(n, sizeof(float));
+        char name[64];
+        if (!v)
+            return error_memory(err, vectors[i].what, n * sizeof(float));
+        for (size_t c = 0; c < n; c++)
+            v[c] = 1;
+        if (tensor)
+            tensor_dequantize(tensor->type, tensor->data, n, v);
+        name_of(l, vectors[i].what, name);
+        int rc = twin_store_put(r->store, name, TENSOR_F32, v, 0, n, err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int rebuild_layer(struct reconstruct *r, uint32_t l, struct error *err)
+{
+    struct layer_tensors t;
+    layer_tensors_find(r->file, l, &t);
+    const struct layer_tensors vectors = {.q_bias = t.q_bias, .k_bias = t.k_bias,
+                                          .v_bias = t.v_bias, .q_norm = t.q_norm,
+                                          .k_norm = t.k_norm};
+    bool choose = r->mlp < r->full_params->mlp && !is_solved(r, l, "ffn_up.weight");
+    r->layers[l] = (struct layer_report){NAN, NAN, NAN, NAN, NAN};
+    model_drop_layers(r->twin);
+    int rc = put_vectors(r, l, &t, err);
+    if (rc == 0 && choose)
+        rc = least_squares_open(r->full_params->mlp, 0, &r->channels, err);
+    if (rc == 0)
+        rc = model_pack_layer(r->twin, l, &vectors, err);
+    if (rc == 0)
+        rc = rebuild_qkv(r, l, &t, err);
+    if (rc == 0)
+        rc = rebuild_o(r, l, err);
+    if (rc == 0)
+        rc = rebuild_gate_up(r, l, &t, err);
+    least_squares_close(&r->channels);
+    if (rc == 0)
+        rc = rebuild_down(r, l, err);
+    return rc;
+}

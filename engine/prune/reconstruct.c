@@ -1,0 +1,199 @@
+/* The story of method reconstruct: memory, basis, layers, head, file. See reconstruct.h. */
+#include "engine/prune/reconstruct.h"
+
+#include "engine/base/hash.h"
+#include "engine/base/mem.h"
+#include "engine/base/system.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Bytes that grow with the calibration, for each of its tokens. Prompts count as answers do. */
+static size_t bytes_per_token(const struct reconstruct *r)
+{
+    const struct model_params *p = r->full_params;
+    size_t inner = max_size(max_size((size_t)p->n_heads * p->head_dim, r->mlp), r->hidden);
+    return (2 * (size_t)p->hidden + r->hidden + inner) * sizeof(float) +
+           2 * (size_t)p->n_kv_heads * p->head_dim * sizeof(uint16_t);
+}
+
+/* Refuses what would not fit, before hours are spent on it. */
+static int check_memory(const struct reconstruct *r, struct error *err)
+{
+    const struct model_params *p = r->full_params;
+    size_t widest = max_size(p->mlp, r->hidden);
+    /* a layer of weights twice, its sums, and the embedding in float with its rows in the basis */
+    size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 + widest * widest * 3 * sizeof(double) +
+                   (size_t)p->vocab_size * (p->hidden + r->hidden) * sizeof(float);
+    size_t needed = fixed + bytes_per_token(r) * r->samples->tokens.n;
+    size_t have = system_memory_bytes();
+    if (needed < have - have / 8)
+        return 0;
+    size_t room = have - have / 8;
+    return error_set(err, ERROR_MEMORY,
+                     "pruning with %zu calibration tokens needs about %zu MB of memory, this "
+                     "process may have %zu MB; --tokens %zu would fit",
+                     r->samples->tokens.n, needed >> 20, have >> 20,
+                     room > fixed ? (room - fixed) / bytes_per_token(r) : 0);
+}
+
+static int alloc_rows(struct reconstruct *r, struct error *err)
+{
+    const struct model_params *p = r->full_params;
+    size_t n = r->samples->n_answer;
+    size_t inner = max_size(max_size((size_t)p->n_heads * p->head_dim, r->mlp), r->hidden);
+    r->basis = mem_array((size_t)p->hidden * r->hidden, sizeof(float));
+    r->middle = mem_array(n, p->hidden * sizeof(float));
+    r->x = mem_array(n, r->hidden * sizeof(float));
+    r->inner = mem_array(n, inner * sizeof(float));
+    r->target = mem_array(READER_ROWS, max_size(p->hidden, r->hidden) * sizeof(float));
+    r->layers = mem_calloc(p->n_layers, sizeof(*r->layers));
+    if (!r->basis || !r->middle || !r->x || !r->inner || !r->target || !r->layers)
+        return error_memory(err, "calibration", n * bytes_per_token(r));
+    return 0;
+}
+
+/* Everything that the twin's matrices depend on. */
+static uint64_t hash_recipe(const struct reconstruct *r)
+{
+    const uint64_t parts[] = {model_file_hash(r->file), r->samples->hash, r->hidden, r->mlp,
+                              (uint64_t)r->options->type};
+    return hash_bytes(HASH_START, parts, sizeof(parts));
+}
+
+static int open_models(struct reconstruct *r, struct error *err)
+{
+    struct model_params p = *r->full_params;
+    p.hidden = p.norm_width = r->hidden;
+    p.mlp = r->mlp;
+    int rc = full_model_open(r->file, r->samples, &r->full, err);
+    if (rc == 0)
+        rc = model_open_empty(&p, MODEL_WEIGHTS_AUTO, SAMPLE_TOKENS, &r->twin, err);
+    const struct model *models[] = {r->full.model, r->twin};
+    if (rc == 0)
+        rc = reader_open(r->samples, models, 2, &r->reader, err);
+    return rc;
+}
+
+static int open_all(struct reconstruct *r, struct error *err)
+{
+    char path[4096];
+    int n = snprintf(path, sizeof(path), "%s.layers", r->options->out_path);
+    if (n < 0 || (size_t)n >= sizeof(path))
+        return error_set(err, ERROR_INVALID, "out: a path of at most %zu bytes is expected",
+                         sizeof(path) - 8);
+    int rc = check_memory(r, err);
+    if (rc == 0)
+        rc = open_models(r, err);
+    if (rc == 0)
+        rc = alloc_rows(r, err);
+    if (rc == 0)
+        rc = twin_store_open(path, hash_recipe(r), &r->store, err);
+    return rc;
+}
+
+static void close_all(struct reconstruct *r)
+{
+    reader_close(&r->reader);
+    full_model_close(&r->full);
+    model_close(r->twin);
+    twin_store_close(r->store);
+    mem_free(r->basis);
+    mem_free(r->middle);
+    mem_free(r->x);
+    mem_free(r->inner);
+    mem_free(r->target);
+    mem_free(r->layers);
+}
+
+/* The twin begins with its own embedding, as it is stored. */
+static int embed(struct reconstruct *r, struct error *err)
+{
+    struct tensor t;
+    int rc = twin_store_get(r->store, "token_embd.weight", &t, err);
+    if (rc)
+        return rc;
+    r->twin->embedding = &t;
+    reader_embed(r->samples, r->twin, READ_ANSWER, r->x);
+    r->twin->embedding = NULL;
+    tensor_release(&t);
+    return 0;
+}
+
+static int rebuild(struct reconstruct *r, struct error *err)
+{
+    uint32_t n_layers = r->full_params->n_layers;
+    int rc = find_basis(r, err);
+    if (rc == 0)
+        rc = embed(r, err);
+    for (uint32_t l = 0; l < n_layers && rc == 0; l++) {
+        rc = rebuild_layer(r, l, err);
+        if (rc == 0 && r->options->progress)
+            r->options->progress(r->options->user, "layers", (l + 1.0) / n_layers);
+    }
+    if (rc == 0)
+        rc = rebuild_head(r, err);
+    return rc;
+}
+
+static int write_file(const struct reconstruct *r, struct error *err)
+{
+    struct gguf_writer *writer;
+    int rc = gguf_writer_open(r->options->out_path, &writer, err);
+    if (rc)
+        return rc;
+    twin_metadata(r->file, "reconstruct", r->hidden, r->mlp, r->samples->hash, writer);
+    twin_store_declare(r->store, writer);
+    rc = twin_store_write(r->store, writer, err);
+    if (rc) {
+        gguf_writer_abort(writer);
+        return rc;
+    }
+    return gguf_writer_finish(writer, err);
+}
+
+static void fill_report(struct reconstruct *r, struct prune_report *report)
+{
+    double energy = 0;
+    for (uint32_t l = 0; l < r->full_params->n_layers; l++)
+        energy += r->layers[l].mlp_energy / r->full_params->n_layers;
+    report->hidden_energy = r->basis_share;
+    report->mlp_energy = energy;
+    report->head_residual = r->head_residual;
+    report->held = r->held;
+    report->layers = r->layers;
+    r->layers = NULL;
+}
+
+int reconstruct_run(const struct prune_options *options, const struct model_file *file,
+                    const struct sample_set *samples, struct prune_report *report,
+                    struct error *err)
+{
+    struct reconstruct r = {
+        .options = options,
+        .file = file,
+        .full_params = model_file_params(file),
+        .hidden = report->hidden,
+        .mlp = report->mlp,
+        .samples = samples,
+    };
+    blas_threads(system_cpu_count());
+    int rc = open_all(&r, err);
+    if (rc == 0)
+        rc = rebuild(&r, err);
+    if (rc == 0)
+        rc = write_file(&r, err);
+    if (rc == 0) {
+        fill_report(&r, report);
+        twin_store_remove(r.store);
+        r.store = NULL;
+    }
+    close_all(&r);
+    return rc;
+}

@@ -1,0 +1,68 @@
+/* Method reconstruct: a narrower twin whose matrices are solved for, not cut out.
+ *
+ * The twin's residual stream is the full model's in a basis Q [full hidden][hidden] of principal
+ * components. Layer by layer both models read the calibration side by side, the twin on its own
+ * inputs and on the full model's KV for the prompt, as in serving. What a matrix reads is replaced
+ * by the linear map M that best predicts the full model's normed input n from the twin's, x:
+ *     q, k, v = W M,  M = argmin E |n - M x|^2        (gate, up, head alike)
+ * and what a matrix writes is solved for the step from the twin's residual stream r to the full
+ * model's R, so that it also mends what went wrong before:
+ *     o = argmin E |(Q^T R - r) - o a|^2              (down alike)
+ * MLP channels stay by choose_inputs. RMSNorm's weights go into M; the twin's are 1. Each matrix is
+ * quantised before the next is solved, so that later ones mend that error too. Internal to
+ * engine/prune. */
+#ifndef OVERFILL_ENGINE_PRUNE_RECONSTRUCT_H
+#define OVERFILL_ENGINE_PRUNE_RECONSTRUCT_H
+
+#include "engine/prune/least_squares.h"
+#include "engine/prune/prune_internal.h"
+#include "engine/prune/reader.h"
+#include "engine/prune/twin_store.h"
+
+struct reconstruct {
+    const struct prune_options *options;
+    const struct model_file *file;
+    const struct model_params *full_params;
+    uint32_t hidden, mlp; /* the twin's */
+    const struct sample_set *samples;
+    struct reader reader;
+    struct full_model full;
+    struct model *twin; /* the layer at hand */
+    struct twin_store *store;
+
+    float *basis;  /* [full hidden][hidden] */
+    float *middle; /* [n_answer][full hidden] the full model's residual stream between the halves */
+    float *x;      /* [n_answer][hidden] the twin's residual stream */
+    float *inner;  /* [n_answer][inner_width]: the twin's attention, then its MLP's hidden */
+    size_t inner_width;
+    float *target; /* [READER_ROWS][max of both hiddens] */
+    struct least_squares channels; /* the full model's MLP hidden, for choose_inputs */
+
+    struct layer_report *layers; /* [n_layers] */
+    double basis_share;          /* of the residual stream's energy */
+    double head_residual;
+    struct held_report held;
+};
+
+/* basis.c: finds the basis and puts it, and the embedding in it, into the store. */
+int find_basis(struct reconstruct *r, struct error *err);
+/* rebuild.c: solves the layer's matrices; both residual streams move on by the layer. */
+int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
+/* head.c: solves the head and measures the twin on the held samples. */
+int rebuild_head(struct reconstruct *r, struct error *err);
+
+/* What they share, in rebuild.c. Adds rows x of the batch's answers, of the samples that are not
+ * held, to ls with y beside them. */
+void add_fitted(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
+                const float *x, size_t x_stride, const float *y, size_t y_stride);
+/* Dequantised rows of a tensor. */
+float *load_matrix(const struct tensor *t, struct error *err);
+/* out [n][n_out] (+)= x [n][n_in] w [n_out][n_in]^T */
+void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
+              float *out);
+/* The full model's rows behind the prompts among all rows [..][width] of the batch, together. */
+void gather_answers(const struct sample_set *samples, struct batch batch, const float *rows,
+                    size_t stride, size_t width, float *out);
+size_t answer_rows(const struct sample_set *samples, struct batch batch);
+
+#endif

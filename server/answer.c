@@ -49,7 +49,7 @@ void answer_write_usage(struct buf *out, const struct job *job, bool is_final)
     json_write_uint(out, (uint64_t)u.prompt_tokens + u.completion_tokens);
     buf_append_str(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
     json_write_uint(out, u.cached_tokens);
-    buf_append_str(out, "}}");
+    buf_append_str(out, "},\"completion_tokens_details\":{\"reasoning_tokens\":0}}");
 }
 
 static void write_rate(struct buf *out, const char *stage, uint32_t n, double ms)
@@ -154,6 +154,28 @@ void answer_write_end(struct job *job)
 void answer_write_error(struct job *job)
 {
     buf_append_str(&job->out, "data: ");
-    http_error_write(&job->out, &job->error);
+    http_error_write(&job->out, &job->error, DIALECT_OPENAI);
     buf_append_str(&job->out, "\n\n");
+}
+
+/* Of the stop strings in the text, the one that was complete first, of those the longest: what the
+ * engine's text stream ends with. */
+const char *answer_stop_string(const struct job *job, uint32_t i_choice)
+{
+    const struct choice *choice = &job->choices[i_choice];
+    const char *found = NULL, *found_end = NULL;
+
+    if (choice->finish != FINISH_STOP || choice->raw.len == 0)
+        return NULL;
+    for (const char *stop = job->stops.data; stop < job->stops.data + job->stops.len;
+         stop += strlen(stop) + 1) {
+        const char *at = memmem(choice->raw.data, choice->raw.len, stop, strlen(stop));
+        const char *end = at ? at + strlen(stop) : NULL;
+        if (!at ||
+            (found && (end > found_end || (end == found_end && strlen(stop) < strlen(found)))))
+            continue;
+        found = stop;
+        found_end = end;
+    }
+    return found;
 }

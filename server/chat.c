@@ -64,9 +64,13 @@ const struct answer_shape CHAT_SHAPE = {
     .object = "chat.completion",
     .chunk_object = "chat.completion.chunk",
     .prompt_param = "messages",
+    .ping = ": ping\n\n",
+    .write_reply = answer_write_reply,
     .write_choice = write_choice,
     .write_begin = write_begin,
     .write_delta = write_delta,
     .write_finish = write_finish,
+    .write_end = answer_write_end,
+    .write_error = answer_write_error,
     .add_logprobs = add_logprobs,
 };

@@ -60,9 +60,13 @@ const struct answer_shape COMPLETIONS_SHAPE = {
     .object = "text_completion",
     .chunk_object = "text_completion",
     .prompt_param = "prompt",
+    .ping = ": ping\n\n",
+    .write_reply = answer_write_reply,
     .write_choice = write_choice,
     .write_begin = write_begin,
     .write_delta = write_delta,
     .write_finish = write_finish,
+    .write_end = answer_write_end,
+    .write_error = answer_write_error,
     .add_logprobs = logprobs_add_legacy,
 };

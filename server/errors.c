@@ -13,7 +13,8 @@ static const char *const REASON_NAMES[N_REJECT_REASONS] = {
     [REJECT_NONE] = "none",       [REJECT_INVALID] = "invalid",   [REJECT_CONTEXT] = "context",
     [REJECT_MODEL] = "model",     [REJECT_ROUTE] = "route",       [REJECT_TOO_LARGE] = "too_large",
     [REJECT_KEY] = "key",         [REJECT_BUSY] = "queue_full",   [REJECT_MEMORY] = "memory",
-    [REJECT_LOADING] = "loading", [REJECT_DRAINING] = "draining",
+    [REJECT_LOADING] = "loading", [REJECT_DRAINING] = "draining", [REJECT_RATE] = "rate_limit",
+    [REJECT_TIMEOUT] = "timeout",
 };
 
 const char *reject_reason_name(enum reject_reason reason)
@@ -33,6 +34,7 @@ static const struct {
     {401, "invalid_request_error", REJECT_KEY, 0},
     {404, "invalid_request_error", REJECT_ROUTE, 0},
     {405, "invalid_request_error", REJECT_ROUTE, 0},
+    {408, "invalid_request_error", REJECT_TIMEOUT, 0},
     {413, "invalid_request_error", REJECT_TOO_LARGE, 0},
     {429, "requests", REJECT_BUSY, 1},
     {500, "server_error", REJECT_NONE, 0},
@@ -148,9 +150,9 @@ void http_error_from_engine(struct http_error *e, const struct error *err, const
     }
 }
 
-void http_error_write(struct buf *out, const struct http_error *e)
+void http_error_write_object(struct buf *out, const struct http_error *e)
 {
-    buf_append_str(out, "{\"error\":{\"message\":");
+    buf_append_str(out, "{\"message\":");
     json_write_string(out, e->message, strlen(e->message));
     buf_append_str(out, ",\"type\":");
     json_write_string(out, e->type, strlen(e->type));
@@ -160,5 +162,38 @@ void http_error_write(struct buf *out, const struct http_error *e)
     json_write_string_or_null(out, e->code);
     if (e->n_ctx)
         buf_printf(out, ",\"n_prompt_tokens\":%u,\"n_ctx\":%u", e->n_prompt_tokens, e->n_ctx);
-    buf_append_str(out, "}}");
+    buf_append(out, "}", 1);
+}
+
+static const char *anthropic_type(unsigned status)
+{
+    switch (status) {
+    case 401:
+        return "authentication_error";
+    case 404:
+        return "not_found_error";
+    case 413:
+        return "request_too_large";
+    case 429:
+        return "rate_limit_error";
+    case 503:
+        return "overloaded_error";
+    default:
+        return status >= 500 ? "api_error" : "invalid_request_error";
+    }
+}
+
+void http_error_write(struct buf *out, const struct http_error *e, enum dialect dialect)
+{
+    struct http_error copy;
+
+    if (dialect == DIALECT_ANTHROPIC) {
+        copy = *e;
+        copy.type = anthropic_type(e->status);
+        e = &copy;
+    }
+    buf_append_str(out,
+                   dialect == DIALECT_ANTHROPIC ? "{\"type\":\"error\",\"error\":" : "{\"error\":");
+    http_error_write_object(out, e);
+    buf_append(out, "}", 1);
 }

@@ -19,6 +19,8 @@ enum reject_reason {
     REJECT_TOO_LARGE,
     REJECT_KEY,
     REJECT_BUSY,
+    REJECT_RATE,
+    REJECT_TIMEOUT,
     REJECT_MEMORY,
     REJECT_LOADING,
     REJECT_DRAINING,
@@ -35,7 +37,8 @@ struct http_error {
     enum reject_reason reason;
     uint32_t n_prompt_tokens; /* extra members of a context error, when n_ctx is not 0 */
     uint32_t n_ctx;
-    unsigned retry_after_s; /* 0: no retry-after header */
+    unsigned retry_after_s;  /* 0: no retry-after header */
+    unsigned retry_after_ms; /* instead, when it is known that well */
 };
 
 /* Fills *e as a client's mistake: 400 invalid_request_error. Returns -1 for `return
@@ -52,7 +55,12 @@ int http_out_of_memory(struct http_error *e);
 void http_error_from_engine(struct http_error *e, const struct error *err, const char *param,
                             uint32_t n_prompt_tokens, uint32_t n_ctx, uint32_t max_tokens);
 
-/* Appends {"error":{...}}. */
-void http_error_write(struct buf *out, const struct http_error *e);
+/* Whose error object a route speaks. */
+enum dialect { DIALECT_OPENAI, DIALECT_ANTHROPIC };
+
+/* Appends {"error":{...}}, or {"type":"error","error":{...}}. */
+void http_error_write(struct buf *out, const struct http_error *e, enum dialect dialect);
+/* Only OpenAI's inner object. */
+void http_error_write_object(struct buf *out, const struct http_error *e);
 
 #endif

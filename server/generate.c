@@ -1,30 +1,9 @@
-/* Handlers of the two generation routes: body -> parameters -> job. From here on the engine works
- * and job.c collects. */
-#include "engine/base/log.h"
-#include "server/internal.h"
+/* Handlers of the generation routes: parameters -> job. From here on the engine works and job.c
+ * collects. */
 #include "server/job.h"
-#include "server/json_read.h"
+#include "server/request.h"
 
-#include <string.h>
 #include <sys/random.h>
-
-/* Fields that nobody knows are accepted, and each is named in the log once. */
-static void log_unknown(struct exchange *x, struct buf *names)
-{
-    struct buf *known = &x->server->unknown_fields;
-    char *save = NULL;
-
-    if (names->failed || names->len == 0)
-        return;
-    for (char *name = strtok_r(names->data, " ", &save); name; name = strtok_r(NULL, " ", &save)) {
-        char padded[80];
-        snprintf(padded, sizeof(padded), " %s ", name);
-        if (known->len > 4096 || (known->data && strstr(known->data, padded)))
-            continue;
-        buf_append_str(known, padded);
-        log_info("%s unknown request field '%s' is ignored (told once)", x->id, name);
-    }
-}
 
 /* Without a seed of the client's every request draws its own. */
 static void choose_seed(struct params *p)
@@ -36,41 +15,34 @@ static void choose_seed(struct params *p)
         p->sampling.seed = 0;
 }
 
-static int generate(struct exchange *x, const struct answer_shape *shape, struct http_error *e)
+static int open_job(struct exchange *x, const struct request_plan *plan, struct params *params,
+                    struct http_error *e)
 {
-    struct server *server = x->server;
-    _cleanup_buf_ struct buf unknown = {0};
-    struct params params;
-    cJSON *tree;
-
-    if (server_check_ready(server, e) < 0)
-        return -1;
-    if (json_parse_object(x->body.data, x->body.len, &tree, e) < 0)
-        return -1;
-    int result = params_read(&params, shape->route, tree, &server->info, &unknown, e);
-    log_unknown(x, &unknown);
-    if (result < 0)
-        return -1;
-    choose_seed(&params);
-    result = job_open(x, shape, &params, e);
-    params_free(&params);
-    return result;
+    choose_seed(params);
+    return job_open(x, plan->shape, params, e);
 }
 
-static void handle(struct exchange *x, const struct answer_shape *shape)
-{
-    struct http_error e;
-
-    if (generate(x, shape, &e) < 0)
-        exchange_fail(x, &e);
-}
+static const struct request_plan CHAT = {ON_CHAT, NULL, open_job, &CHAT_SHAPE};
+static const struct request_plan COMPLETIONS = {ON_COMPLETIONS, NULL, open_job, &COMPLETIONS_SHAPE};
+static const struct request_plan RESPONSES = {ON_RESPONSES, NULL, open_job, &RESPONSES_SHAPE};
+static const struct request_plan MESSAGES = {ON_MESSAGES, NULL, open_job, &MESSAGES_SHAPE};
 
 void handle_chat_completions(struct exchange *x)
 {
-    handle(x, &CHAT_SHAPE);
+    request_run(x, &CHAT);
 }
 
 void handle_completions(struct exchange *x)
 {
-    handle(x, &COMPLETIONS_SHAPE);
+    request_run(x, &COMPLETIONS);
+}
+
+void handle_responses(struct exchange *x)
+{
+    request_run(x, &RESPONSES);
+}
+
+void handle_messages(struct exchange *x)
+{
+    request_run(x, &MESSAGES);
 }

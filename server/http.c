@@ -9,7 +9,7 @@
 #include "engine/base/system.h"
 #include "server/internal.h"
 #include "server/job.h"
-#include "server/offload.h"
+#include "server/request.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -91,7 +91,7 @@ void exchange_fail(struct exchange *x, const struct http_error *e)
         snprintf(seconds, sizeof(seconds), "%u", e->retry_after_s);
         exchange_add_header(x, "retry-after", seconds);
     }
-    http_error_write(&body, e);
+    http_error_write(&body, e, x->dialect);
     exchange_reply(x, e->status, "application/json", &body);
 }
 
@@ -136,6 +136,8 @@ static bool add_headers(struct exchange *x, struct MHD_Response *response)
 {
     bool ok = MHD_add_response_header(response, "x-request-id", x->id) == MHD_YES;
 
+    if (x->dialect == DIALECT_ANTHROPIC) /* its clients know the id by another name */
+        ok &= MHD_add_response_header(response, "request-id", x->id) == MHD_YES;
     for (unsigned i = 0; i < x->n_headers; i++)
         ok &= MHD_add_response_header(response, x->headers[i].name, x->headers[i].value) == MHD_YES;
     if (x->content_type)
@@ -359,7 +361,7 @@ static void exchange_close(struct exchange *x, bool was_sent)
     struct server *server = x->server;
 
     watch_stop(x);
-    offload_detach(x);
+    request_detach(x);
     if (x->job)
         job_detach(x->job); /* a stream that was cut ends its work here */
     log_exchange(x, was_sent);

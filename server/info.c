@@ -84,7 +84,7 @@ static void reply_unhealthy(struct exchange *x, const char *state, const struct 
     buf_printf(&body, "{\"status\":\"%s\",\"progress\":%.3f,", state,
                atomic_load_explicit(&x->server->progress_permille, memory_order_relaxed) / 1000.0);
     struct buf error = {0};
-    http_error_write(&error, e);
+    http_error_write(&error, e, DIALECT_OPENAI);
     if (error.failed)
         body.failed = true;
     else

@@ -58,12 +58,13 @@ struct server {
     struct job *jobs;           /* doubly linked; those the engine still holds, and finished ones
                                    whose stream is being sent */
     uint32_t n_jobs;
-    uint32_t n_offloads; /* on libuv's thread pool now (offload.h) */
+    uint32_t n_offloads; /* on libuv's thread pool now (request.h) */
     size_t body_bytes;   /* held by all exchanges together */
     struct metrics metrics;
-    uint64_t id_state[2];      /* random; ids are drawn from it */
-    struct buf models_json;    /* the body of /v1/models */
-    struct buf model_json;     /* of /v1/models/{id} */
+    uint64_t id_state[2];   /* random; ids are drawn from it */
+    struct buf models_json; /* the body of /v1/models */
+    struct buf model_json;  /* of /v1/models/{id} */
+    struct buf openapi_json;
     struct buf unknown_fields; /* names already logged, space-separated */
 };
 
@@ -86,7 +87,7 @@ struct exchange_facts {
 
 struct watch;
 struct route;
-struct offload;
+struct request;
 
 struct exchange {
     struct server *server;
@@ -101,6 +102,7 @@ struct exchange {
     bool is_suspended;
     bool is_gone;            /* the client left, or is too slow: end the connection */
     bool closes;             /* connection: close */
+    enum dialect dialect;    /* of error replies */
     struct http_error early; /* .status != 0: found with the headers, told after the body */
     struct buf body;
     size_t body_received; /* also counts what was thrown away */
@@ -118,7 +120,7 @@ struct exchange {
 
     struct job *job;
     struct watch *watch;
-    struct offload *offload;
+    struct request *request; /* on libuv's thread pool (request.h) */
     struct exchange_facts facts;
 };
 
@@ -176,6 +178,8 @@ int auth_check(const struct server *server, struct MHD_Connection *connection,
 /* Handlers. */
 void handle_chat_completions(struct exchange *x); /* generate.c */
 void handle_completions(struct exchange *x);
+void handle_responses(struct exchange *x);
+void handle_messages(struct exchange *x);
 void handle_models(struct exchange *x); /* info.c */
 void handle_model(struct exchange *x);
 void handle_health(struct exchange *x);
@@ -185,5 +189,8 @@ void handle_index(struct exchange *x);
 int models_prepare(struct server *server); /* builds the bodies of /v1/models */
 void handle_tokenize(struct exchange *x);  /* tokenize.c */
 void handle_detokenize(struct exchange *x);
+void handle_count_tokens(struct exchange *x);
+void handle_tokenizer_info(struct exchange *x);
+void handle_openapi(struct exchange *x); /* openapi.c */
 
 #endif

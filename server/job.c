@@ -44,9 +44,12 @@ void job_free(struct job *job)
     for (uint32_t i = 0; i < job->n_choices; i++) {
         buf_free(&job->choices[i].text);
         logprob_text_free(&job->choices[i].logprobs);
+        buf_free(&job->choices[i].raw);
     }
     logprob_text_free(&job->scratch);
     buf_free(&job->prefix);
+    buf_free(&job->instructions);
+    buf_free(&job->stops);
     buf_free(&job->out);
     mem_free(job->parts);
     mem_free(job->choices);
@@ -68,11 +71,18 @@ static void cancel_parts(struct job *job)
 
 /* --- opening ------------------------------------------------------------------------------- */
 
+static void copy_texts(struct job *job, const struct params *p)
+{
+    buf_append(&job->instructions, p->system.content, p->system.content_len);
+    for (size_t i = 0; i < p->n_stops && job->shape->names_stop; i++)
+        buf_append(&job->stops, p->stops[i].data, p->stops[i].len + 1);
+}
+
 static struct job *job_create(struct exchange *x, const struct answer_shape *shape,
                               const struct params *p)
 {
     struct job *job = mem_calloc(1, sizeof(*job));
-    uint32_t n_parts = shape->route == ON_CHAT ? 1 : (uint32_t)p->n_prompts;
+    uint32_t n_parts = shape->route == ON_COMPLETIONS ? (uint32_t)p->n_prompts : 1;
     double ping_s = isnan(p->ping_s) ? x->server->options.ping_seconds : p->ping_s;
     char id[25];
 
@@ -92,12 +102,16 @@ static struct job *job_create(struct exchange *x, const struct answer_shape *sha
     job->n = p->n;
     job->max_tokens = p->max_tokens;
     job->n_logprobs = p->n_logprobs;
+    job->temperature = p->sampling.temperature;
+    job->top_p = p->sampling.top_p;
     job->ping_ns = ping_s > 0 ? (uint64_t)(ping_s * 1e9) : 0;
     job->last_choice = -1;
     link_job(job);
     job->parts = mem_calloc(n_parts, sizeof(*job->parts));
     job->choices = mem_calloc((size_t)n_parts * p->n, sizeof(*job->choices));
-    if (!job->parts || !job->choices || answer_prepare_prefix(job) < 0) {
+    copy_texts(job, p);
+    if (!job->parts || !job->choices || job->stops.failed || job->instructions.failed ||
+        answer_prepare_prefix(job) < 0) {
         job_free(job);
         return NULL;
     }
@@ -115,7 +129,7 @@ static void fill_request(struct engine_request *request, const struct params *p,
     *request = (struct engine_request){
         .n = p->n,
         .max_tokens = p->max_tokens,
-        .max_tokens_must_fit = p->max_tokens != PARAMS_NO_LIMIT,
+        .max_tokens_must_fit = p->max_tokens != PARAMS_NO_LIMIT && (p->route & ON_BOTH),
         .min_tokens = p->min_tokens,
         .ignore_eos = p->ignore_eos,
         .stops = p->stops,
@@ -126,7 +140,7 @@ static void fill_request(struct engine_request *request, const struct params *p,
         .decode = p->decode,
         .user = part,
     };
-    if (p->route == ON_CHAT) {
+    if (p->route != ON_COMPLETIONS) {
         request->messages = p->messages;
         request->n_messages = p->n_messages;
         return;
@@ -249,7 +263,7 @@ static void fail(struct job *job)
     }
     /* Too late for a status: told in band, and the body is left without its end. */
     job->server->metrics.rejected[job->error.reason]++;
-    answer_write_error(job);
+    job->shape->write_error(job);
     exchange_resume(x);
 }
 
@@ -272,12 +286,12 @@ static void finish(struct job *job)
     struct buf body = {0};
 
     if (job->is_stream) {
-        answer_write_end(job);
+        job->shape->write_end(job);
         job->has_ended = true;
         exchange_resume(job->exchange);
         return;
     }
-    answer_write_reply(&body, job);
+    job->shape->write_reply(&body, job);
     exchange_reply(job->exchange, 200, "application/json", &body);
     release_exchange(job);
 }
@@ -388,6 +402,39 @@ static void end_choice(struct job *job, uint32_t i_choice, enum finish_reason re
         job->shape->write_finish(job, i_choice);
 }
 
+static void keep_raw(struct choice *choice, const struct tokenizer *tokenizer, int32_t token)
+{
+    size_t len;
+    const char *piece = tokenizer_piece(tokenizer, token, &len);
+
+    if (piece)
+        buf_append(&choice->raw, piece, len);
+}
+
+/* The token's text and log-probabilities: to the stream, to what is kept, or both. */
+static void write_token(struct job *job, uint32_t i_choice, const struct engine_output *output,
+                        const struct engine_token *record, bool has_logprobs)
+{
+    struct choice *choice = &job->choices[i_choice];
+    const struct tokenizer *tokenizer = engine_tokenizer(job->server->engine);
+    const char *text = record->text_len ? output->text + record->text_start : "";
+    struct logprob_text *l = &job->scratch;
+
+    if (has_logprobs) {
+        logprob_text_clear(l);
+        job->shape->add_logprobs(l, tokenizer, record, output->top + record->top_start,
+                                 &choice->n_chars);
+        job->has_lost_logprobs |= logprob_text_failed(l); /* the next token clears it */
+    }
+    if (!job->is_stream || job->shape->repeats_text) {
+        buf_append(&choice->text, text, record->text_len);
+        if (has_logprobs)
+            logprob_text_append(&choice->logprobs, l);
+    }
+    if (job->is_stream && (record->text_len || has_logprobs))
+        job->shape->write_delta(job, i_choice, text, record->text_len, has_logprobs ? l : NULL);
+}
+
 static void take_token(struct part *part, const struct engine_output *output,
                        const struct engine_token *record, uint64_t now_ns)
 {
@@ -395,26 +442,20 @@ static void take_token(struct part *part, const struct engine_output *output,
     uint32_t i_choice = part->i_part * job->n + record->choice;
     struct choice *choice = &job->choices[i_choice];
     const struct tokenizer *tokenizer = engine_tokenizer(job->server->engine);
-    const char *text = record->text_len ? output->text + record->text_start : "";
-    struct logprob_text *l = NULL;
+    bool has_logprobs = false;
 
     if (record->token >= 0) {
         observe_token(part, choice, now_ns);
         /* The token that ends an answer is not a part of it. */
         bool is_end = record->finish == FINISH_STOP && tokenizer_is_end(tokenizer, record->token);
-        if (job->n_logprobs >= 0 && !is_end)
-            l = job->is_stream ? &job->scratch : &choice->logprobs;
+        has_logprobs = job->n_logprobs >= 0 && !is_end;
+        if (job->stops.len && !is_end)
+            keep_raw(choice, tokenizer, record->token);
+        else if (is_end)
+            buf_clear(&choice->raw); /* it ended by itself */
     }
     begin_choices(part);
-    if (l && job->is_stream)
-        logprob_text_clear(l);
-    if (l)
-        job->shape->add_logprobs(l, tokenizer, record, output->top + record->top_start,
-                                 &choice->n_chars);
-    if (!job->is_stream)
-        buf_append(&choice->text, text, record->text_len);
-    else if (record->text_len || l)
-        job->shape->write_delta(job, i_choice, text, record->text_len, l);
+    write_token(job, i_choice, output, record, has_logprobs);
     if (record->finish != FINISH_NONE)
         end_choice(job, i_choice, record->finish);
 }
@@ -449,12 +490,13 @@ static void observe_part(const struct part *part, uint64_t now_ns)
 
 static bool has_failed_buffers(const struct job *job)
 {
-    bool failed = job->out.failed || logprob_text_failed(&job->scratch);
+    bool failed = job->out.failed || job->has_lost_logprobs;
 
     for (uint32_t i = 0; i < job->n_parts; i++)
         failed |= logprob_text_failed(&job->parts[i].prompt_logprobs);
     for (uint32_t i = 0; i < job->n_choices; i++)
-        failed |= job->choices[i].text.failed || logprob_text_failed(&job->choices[i].logprobs);
+        failed |= job->choices[i].text.failed || job->choices[i].raw.failed ||
+                  logprob_text_failed(&job->choices[i].logprobs);
     return failed;
 }
 
@@ -531,7 +573,7 @@ void job_ping(struct job *job, uint64_t now_ns)
     if (!job->is_streaming || job->has_ended || !job->exchange || job->ping_ns == 0 ||
         job->out.len > job->n_sent || now_ns - job->last_write_ns < job->ping_ns)
         return;
-    buf_append_str(&job->out, ": ping\n\n");
+    buf_append_str(&job->out, job->shape->ping);
     job->last_write_ns = now_ns;
     exchange_resume(job->exchange);
 }

@@ -26,22 +26,27 @@ struct part {
 
 /* One answer. */
 struct choice {
-    struct buf text;              /* not used by streams */
-    struct logprob_text logprobs; /* not used by streams */
+    struct buf text;              /* a stream's only if the shape repeats it */
+    struct logprob_text logprobs; /* the same */
     size_t n_chars;               /* of the text so far, for text_offset */
+    struct buf raw;               /* every token's bytes, when the stop string has to be named */
     uint32_t n_tokens;
     enum finish_reason finish;
     bool has_begun; /* stream: its first event is out */
     uint64_t last_token_ns;
 };
 
-/* How an API words its answers: chat.c, completions.c. */
+/* How an API words its answers: chat.c, completions.c, responses.c, messages.c. */
 struct answer_shape {
     enum field_route route;
     const char *id_prefix;
     const char *object, *chunk_object;
     const char *prompt_param; /* the field to blame for a prompt that is too long */
-    /* One choice of the whole reply, from "index" on. */
+    const char *ping;         /* what a silent stream gets */
+    bool repeats_text;        /* the stream's last events have the whole text again */
+    bool names_stop;          /* the answer says which stop string ended it */
+    void (*write_reply)(struct buf *out, const struct job *job);
+    /* One choice of the whole reply, from "index" on; for answer_write_reply. */
     void (*write_choice)(struct buf *out, const struct job *job, uint32_t i_choice);
     /* A stream's first event of a choice; may write none. */
     void (*write_begin)(struct job *job, uint32_t i_choice);
@@ -49,11 +54,13 @@ struct answer_shape {
     void (*write_delta)(struct job *job, uint32_t i_choice, const char *text, size_t len,
                         const struct logprob_text *l);
     void (*write_finish)(struct job *job, uint32_t i_choice);
+    void (*write_end)(struct job *job);   /* what closes a stream that went well */
+    void (*write_error)(struct job *job); /* what closes one that did not */
     void (*add_logprobs)(struct logprob_text *l, const struct tokenizer *tokenizer,
                          const struct engine_token *record, const struct token_logprob *top,
                          size_t *n_chars);
 };
-extern const struct answer_shape CHAT_SHAPE, COMPLETIONS_SHAPE;
+extern const struct answer_shape CHAT_SHAPE, COMPLETIONS_SHAPE, RESPONSES_SHAPE, MESSAGES_SHAPE;
 
 struct job {
     struct server *server;
@@ -66,7 +73,10 @@ struct job {
     uint32_t n; /* choices a prompt */
     uint32_t max_tokens;
     int32_t n_logprobs;
-    uint64_t ping_ns; /* 0: never */
+    float temperature, top_p;
+    uint64_t ping_ns;        /* 0: never */
+    struct buf instructions; /* responses: told back */
+    struct buf stops;        /* with names_stop: each with a NUL behind it */
 
     char id[40];
     int64_t created;
@@ -87,7 +97,9 @@ struct job {
     bool has_ended;      /* nothing will be added to `out` */
     int64_t last_choice; /* its finish event waits for the final numbers; -1: none */
     uint64_t last_write_ns;
-    struct logprob_text scratch;
+    struct logprob_text scratch; /* of the token at hand */
+    bool has_lost_logprobs;      /* scratch ran out of memory */
+    uint32_t n_events;           /* responses: sequence_number of the next */
 };
 
 /* The request's parameters are read, not kept. 0, or *e. On success x->job is set and the parts
@@ -112,7 +124,7 @@ void job_ping(struct job *job, uint64_t now_ns);
 /* Whatever the engine still thinks: for the server's end only. */
 void job_free(struct job *job);
 
-/* answer.c: what both shapes write. */
+/* answer.c: what OpenAI's shapes share. */
 void answer_write_usage(struct buf *out, const struct job *job, bool is_final);
 void answer_write_timings(struct buf *out, const struct job *job);
 void answer_write_reply(struct buf *out, const struct job *job);
@@ -123,6 +135,8 @@ void answer_open_event(struct job *job, uint32_t i_choice);
 void answer_close_event(struct job *job, bool is_last_choice);
 void answer_write_end(struct job *job);   /* last finish event, usage event, [DONE] */
 void answer_write_error(struct job *job); /* data: {"error":...} */
+/* The stop string that ended the choice, NULL if none did. Needs names_stop. */
+const char *answer_stop_string(const struct job *job, uint32_t i_choice);
 /* Sums over the parts; the times are those of the slowest. */
 struct engine_usage answer_total_usage(const struct job *job);
 

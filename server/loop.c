@@ -384,6 +384,7 @@ void server_close(struct server *server)
     mem_free((void *)server->options.host);
     buf_free(&server->models_json);
     buf_free(&server->model_json);
+    buf_free(&server->openapi_json);
     buf_free(&server->unknown_fields);
     mem_free(server);
 }

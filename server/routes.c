@@ -16,6 +16,12 @@ const struct route ROUTES[] = {
      .label = LABEL("POST", "/v1/chat/completions")},
     {"POST", "/v1/completions", handle_completions, .needs_key = true,
      .label = LABEL("POST", "/v1/completions")},
+    {"POST", "/v1/responses", handle_responses, .needs_key = true,
+     .label = LABEL("POST", "/v1/responses")},
+    {"POST", "/v1/messages", handle_messages, .needs_key = true,
+     .label = LABEL("POST", "/v1/messages")},
+    {"POST", "/v1/messages/count_tokens", handle_count_tokens, .needs_key = true,
+     .label = LABEL("POST", "/v1/messages/count_tokens")},
     {"GET", "/v1/models", handle_models, .needs_key = true, .is_quiet = true,
      .label = LABEL("GET", "/v1/models")},
     {"GET", "/v1/models/*", handle_model, .needs_key = true, .is_quiet = true,
@@ -23,6 +29,10 @@ const struct route ROUTES[] = {
     {"POST", "/tokenize", handle_tokenize, .needs_key = true, .label = LABEL("POST", "/tokenize")},
     {"POST", "/detokenize", handle_detokenize, .needs_key = true,
      .label = LABEL("POST", "/detokenize")},
+    {"GET", "/tokenizer_info", handle_tokenizer_info, .needs_key = true, .is_quiet = true,
+     .label = LABEL("GET", "/tokenizer_info")},
+    {"GET", "/openapi.json", handle_openapi, .is_quiet = true,
+     .label = LABEL("GET", "/openapi.json")},
     {"GET", "/health", handle_health, .is_quiet = true, .label = LABEL("GET", "/health")},
     {"GET", "/metrics", handle_metrics, .is_quiet = true, .label = LABEL("GET", "/metrics")},
     {"GET", "/version", handle_version, .is_quiet = true, .label = LABEL("GET", "/version")},
@@ -62,8 +72,11 @@ void route_allowed_methods(const char *url, struct buf *out)
 void route_find(struct exchange *x, const char *url)
 {
     const char *method = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method;
+    static const char MESSAGES[] = "/v1/messages";
     _cleanup_buf_ struct buf allowed = {0};
 
+    if (strncmp(url, MESSAGES, sizeof(MESSAGES) - 1) == 0)
+        x->dialect = DIALECT_ANTHROPIC;
     for (unsigned i = 0; i < N_ROUTES; i++)
         if (strcmp(ROUTES[i].method, method) == 0 && path_matches(ROUTES[i].path, url)) {
             x->route = &ROUTES[i];

@@ -1,58 +1,14 @@
-/* POST /tokenize and /detokenize in the two shapes that clients know: vLLM's (`prompt`, or
- * `messages` of a chat; reply with count and max_model_len) and llama-server's (`content`; pieces
- * on request). The reply has the members of both. Short texts are worked on at once, long ones on a
- * thread of the loop's pool, so that the loop goes on. */
-#include "server/fields.h"
+/* Text and ids without generating: /tokenize and /detokenize in the two shapes that clients know,
+ * vLLM's (`prompt`, or `messages` of a chat; reply with count and max_model_len) and llama-server's
+ * (`content`; pieces on request); Anthropic's count_tokens; and /tokenizer_info, from which lm-eval
+ * learns the special tokens. A reply has the members of all shapes. */
 #include "server/internal.h"
-#include "server/json_read.h"
 #include "server/json_write.h"
-#include "server/offload.h"
+#include "server/request.h"
 
 #include <string.h>
 
 #define TOKENIZE_MAX_BYTES ((size_t)4 << 20) /* of text in one request */
-#define INLINE_MAX_BYTES ((size_t)16 << 10)  /* of a body that the loop works on itself */
-
-struct tokenize_request {
-    const char *text;
-    size_t text_len;
-    unsigned flags;
-    bool with_pieces;
-};
-
-static bool read_flag(const cJSON *object, const char *name, bool otherwise)
-{
-    const cJSON *value = cJSON_GetObjectItemCaseSensitive(object, name);
-    return cJSON_IsBool(value) ? cJSON_IsTrue(value) : otherwise;
-}
-
-static int read_text(const cJSON *object, struct tokenize_request *r, struct http_error *e)
-{
-    const cJSON *prompt = cJSON_GetObjectItemCaseSensitive(object, "prompt");
-    const cJSON *content = cJSON_GetObjectItemCaseSensitive(object, "content");
-    const cJSON *value = prompt ? prompt : content;
-    const char *name = prompt ? "prompt" : "content";
-
-    if (!value)
-        return http_invalid(e, "prompt", "missing_required_parameter",
-                            "Missing required parameter: 'prompt' (or 'content', or 'messages').");
-    if (!cJSON_IsString(value))
-        return field_wrong_type(e, name, "a string", value);
-    r->text = value->valuestring;
-    r->text_len = strlen(value->valuestring);
-    if (r->text_len > TOKENIZE_MAX_BYTES)
-        return http_invalid(e, name, "string_above_max_length",
-                            "Invalid '%s': string too long. Expected a string with maximum length "
-                            "%zu, but got a string with length %zu instead.",
-                            name, TOKENIZE_MAX_BYTES, r->text_len);
-    /* vLLM adds the special tokens unless told not to, llama-server only when told. */
-    if (prompt ? read_flag(object, "add_special_tokens", true)
-               : read_flag(object, "add_special", false))
-        r->flags |= TOKENIZER_ADD_SPECIAL;
-    if (read_flag(object, "parse_special", true))
-        r->flags |= TOKENIZER_PARSE_SPECIAL;
-    return 0;
-}
 
 static int from_engine(struct http_error *e, const struct error *err, const char *param)
 {
@@ -60,27 +16,59 @@ static int from_engine(struct http_error *e, const struct error *err, const char
     return -1;
 }
 
-static int encode_messages(const struct engine *engine, const cJSON *object, const cJSON *messages,
+/* The text to tokenise, and how; -1 and *e if there is none. */
+static int choose_text(const struct params *p, struct prompt *ret_text, unsigned *ret_flags,
+                       struct http_error *e)
+{
+    const char *name = p->prompts ? "prompt" : "content";
+
+    if (!p->prompts && !p->content)
+        return http_invalid(e, "prompt", "missing_required_parameter",
+                            "Missing required parameter: 'prompt' (or 'content', or 'messages').");
+    struct prompt text =
+        p->prompts ? p->prompts[0] : (struct prompt){p->content, strlen(p->content), NULL, 0};
+    if (text.text_len > TOKENIZE_MAX_BYTES)
+        return http_invalid(e, name, "string_above_max_length",
+                            "Invalid '%s': string too long. Expected a string with maximum length "
+                            "%zu, but got a string with length %zu instead.",
+                            name, TOKENIZE_MAX_BYTES, text.text_len);
+    /* vLLM adds the special tokens unless told not to, llama-server only when told. */
+    *ret_flags = (p->prompts ? p->add_special_tokens : p->add_special) ? TOKENIZER_ADD_SPECIAL : 0;
+    if (p->parse_special)
+        *ret_flags |= TOKENIZER_PARSE_SPECIAL;
+    *ret_text = text;
+    return 0;
+}
+
+static int encode_messages(const struct engine *engine, const struct params *p,
                            struct token_list *list, struct http_error *e)
 {
-    struct params params = {0};
     struct chat_prompt prompt = {0};
     struct error err = {0};
-    int result = -1;
+    int result = 0;
 
-    if (!read_flag(object, "add_generation_prompt", true))
+    if (!p->add_generation_prompt)
         return http_invalid(e, "add_generation_prompt", "unsupported_parameter",
                             "Unsupported parameter: 'add_generation_prompt' must be true.");
-    if (field_read_messages(&params, "messages", messages, e) == 0) {
-        if (engine_render(engine, params.messages, params.n_messages, &prompt, &err) < 0 ||
-            chat_prompt_encode(&prompt, engine_tokenizer(engine), list, &err) < 0)
-            from_engine(e, &err, "messages");
-        else
-            result = 0;
-    }
+    if (engine_render(engine, p->messages, p->n_messages, &prompt, &err) < 0 ||
+        chat_prompt_encode(&prompt, engine_tokenizer(engine), list, &err) < 0)
+        result = from_engine(e, &err, "messages");
     chat_prompt_free(&prompt);
-    params_free(&params);
     return result;
+}
+
+static int encode_text(const struct engine *engine, const struct params *p, struct token_list *list,
+                       struct http_error *e)
+{
+    struct error err = {0};
+    struct prompt text = {0};
+    unsigned flags = 0;
+
+    if (choose_text(p, &text, &flags, e) < 0)
+        return -1;
+    if (tokenizer_encode(engine_tokenizer(engine), text.text, text.text_len, flags, list, &err) < 0)
+        return from_engine(e, &err, p->prompts ? "prompt" : "content");
+    return 0;
 }
 
 static void write_pieces(struct buf *out, const struct tokenizer *tokenizer,
@@ -119,51 +107,29 @@ static void write_tokens(struct buf *out, const struct engine *engine,
     buf_append(out, "}", 1);
 }
 
-static int tokenize(const struct engine *engine, const cJSON *object, struct buf *out,
+static int tokenize(const struct engine *engine, struct params *p, struct buf *out,
                     struct http_error *e)
 {
-    const cJSON *messages = cJSON_GetObjectItemCaseSensitive(object, "messages");
-    struct tokenize_request r = {.with_pieces = read_flag(object, "with_pieces", false) ||
-                                                read_flag(object, "return_token_strs", false)};
     struct token_list list = {0};
-    struct error err = {0};
-    int result;
+    int result =
+        p->messages ? encode_messages(engine, p, &list, e) : encode_text(engine, p, &list, e);
 
-    if (messages) {
-        result = encode_messages(engine, object, messages, &list, e);
-    } else {
-        result = read_text(object, &r, e);
-        if (result == 0 && tokenizer_encode(engine_tokenizer(engine), r.text, r.text_len, r.flags,
-                                            &list, &err) < 0)
-            result = from_engine(e, &err, "prompt");
-    }
     if (result == 0)
-        write_tokens(out, engine, &list, r.with_pieces);
+        write_tokens(out, engine, &list, p->with_pieces || p->return_token_strs);
     token_list_free(&list);
     return result;
 }
 
-static int detokenize(const struct engine *engine, const cJSON *object, struct buf *out,
+static int detokenize(const struct engine *engine, struct params *p, struct buf *out,
                       struct http_error *e)
 {
     const struct tokenizer *tokenizer = engine_tokenizer(engine);
-    const cJSON *tokens = cJSON_GetObjectItemCaseSensitive(object, "tokens");
+    const struct prompt *ids = &p->prompts[0];
     _cleanup_buf_ struct buf text = {0};
-    struct engine_info info;
 
-    engine_get_info(engine, &info);
-    if (!tokens)
-        return http_invalid(e, "tokens", "missing_required_parameter",
-                            "Missing required parameter: 'tokens'.");
-    if (!cJSON_IsArray(tokens))
-        return field_wrong_type(e, "tokens", "an array of token ids", tokens);
-    buf_reserve(&text, (size_t)cJSON_GetArraySize(tokens) * 6);
-    for (const cJSON *item = tokens->child; item; item = item->next) {
+    for (size_t i = 0; i < ids->n_tokens; i++) {
         size_t len;
-        double id;
-        if (field_read_integer(item, "tokens", 0, info.vocab_size - 1.0, &id, e) < 0)
-            return -1;
-        const char *piece = tokenizer_piece(tokenizer, (int32_t)id, &len);
+        const char *piece = tokenizer_piece(tokenizer, ids->tokens[i], &len);
         if (piece)
             buf_append(&text, piece, len);
     }
@@ -177,34 +143,77 @@ static int detokenize(const struct engine *engine, const cJSON *object, struct b
     return 0;
 }
 
-static void handle(struct exchange *x, offload_work work)
+static int count_tokens(const struct engine *engine, struct params *p, struct buf *out,
+                        struct http_error *e)
 {
-    struct server *server = x->server;
-    struct http_error e;
-    struct buf out = {0};
-    cJSON *object;
+    struct token_list list = {0};
+    int result = encode_messages(engine, p, &list, e);
 
-    if (server_check_ready(server, &e) < 0 ||
-        json_parse_object(x->body.data, x->body.len, &object, &e) < 0) {
-        exchange_fail(x, &e);
-        return;
-    }
-    if (x->body.len > INLINE_MAX_BYTES && offload_start(x, work, object) == 0)
-        return;
-    if (work(server->engine, object, &out, &e) < 0)
-        exchange_fail(x, &e);
-    else
-        exchange_reply(x, 200, "application/json", &out);
-    buf_free(&out);
-    cJSON_Delete(object);
+    if (result == 0)
+        buf_printf(out, "{\"input_tokens\":%zu}", list.n);
+    token_list_free(&list);
+    return result;
 }
+
+static const struct request_plan TOKENIZE = {ON_TOKENIZE, tokenize, NULL, NULL};
+static const struct request_plan DETOKENIZE = {ON_DETOKENIZE, detokenize, NULL, NULL};
+static const struct request_plan COUNT = {ON_COUNT, count_tokens, NULL, NULL};
 
 void handle_tokenize(struct exchange *x)
 {
-    handle(x, tokenize);
+    request_run(x, &TOKENIZE);
 }
 
 void handle_detokenize(struct exchange *x)
 {
-    handle(x, detokenize);
+    request_run(x, &DETOKENIZE);
+}
+
+void handle_count_tokens(struct exchange *x)
+{
+    request_run(x, &COUNT);
+}
+
+static void write_special(struct buf *out, const struct tokenizer *tokenizer, const char *name,
+                          int32_t id)
+{
+    size_t len = 0;
+    const char *piece = id >= 0 ? tokenizer_piece(tokenizer, id, &len) : NULL;
+
+    buf_printf(out, ",\"%s\":", name);
+    if (piece)
+        json_write_string(out, piece, len);
+    else
+        buf_append_str(out, "null");
+    buf_printf(out, ",\"%s_id\":", name);
+    if (piece)
+        json_write_uint(out, (uint64_t)id);
+    else
+        buf_append_str(out, "null");
+}
+
+void handle_tokenizer_info(struct exchange *x)
+{
+    struct server *server = x->server;
+    struct buf out = {0};
+    struct http_error e;
+
+    if (server_check_ready(server, &e) < 0) {
+        exchange_fail(x, &e);
+        return;
+    }
+    const struct tokenizer *tokenizer = engine_tokenizer(server->engine);
+    const struct vocab *vocab = tokenizer_vocab(tokenizer);
+    buf_printf(&out,
+               "{\"tokenizer_class\":\"overfill\",\"model_max_length\":%u,\"vocab_size\":%u,"
+               "\"add_bos_token\":%s,\"add_eos_token\":%s,\"chat_template\":",
+               server->info.context, server->info.vocab_size, vocab->add_bos ? "true" : "false",
+               vocab->add_eos ? "true" : "false");
+    json_write_string_or_null(&out, vocab->chat_template);
+    write_special(&out, tokenizer, "bos_token", vocab->bos);
+    write_special(&out, tokenizer, "eos_token", vocab->eos);
+    write_special(&out, tokenizer, "unk_token", vocab->unk);
+    write_special(&out, tokenizer, "pad_token", vocab->pad);
+    buf_append(&out, "}", 1);
+    exchange_reply(x, 200, "application/json", &out);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 struct tokenizer {
+    struct vocab vocab; /* only what says something of the special tokens */
     char pieces[FAKE_CONTROL][2];
 };
 
@@ -22,6 +23,8 @@ struct tokenizer *fake_tokenizer_open(void)
     struct tokenizer *t = mem_calloc(1, sizeof(*t));
     if (!t)
         return NULL;
+    t->vocab =
+        (struct vocab){.bos = FAKE_CONTROL, .eos = FAKE_END, .eot = -1, .unk = -1, .pad = -1};
     for (int i = 0; i < 256; i++)
         t->pieces[i][0] = (char)i;
     for (int a = 0; a < FAKE_PAIRS; a++)
@@ -30,6 +33,11 @@ struct tokenizer *fake_tokenizer_open(void)
             t->pieces[256 + a * FAKE_PAIRS + b][1] = (char)(0x20 + b);
         }
     return t;
+}
+
+const struct vocab *tokenizer_vocab(const struct tokenizer *tokenizer)
+{
+    return &tokenizer->vocab;
 }
 
 void tokenizer_close(struct tokenizer *tokenizer)

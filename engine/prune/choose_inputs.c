@@ -10,17 +10,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define REMOVE_BLOCK 32 /* inputs that leave together */
+/* Inputs that leave together, one of so many: not those that could stand in for each other. */
+#define BLOCK_SHARE 48
 #define RIDGE 1e-3      /* of the mean diagonal */
 
 /* The inputs that are left, in the order of the rows of w and of inverse. */
 struct chooser {
     size_t n, n_out;
+    size_t block;    /* most that leave together */
     unsigned *index; /* [n] */
     double *inverse; /* [n][n], of the gram matrix of those left */
     double *w;       /* [n][n_out]: with what each enters, once the others make up for the lost */
-    double *panel;   /* [REMOVE_BLOCK][n] */
-    double *lost;    /* [REMOVE_BLOCK][n_out] */
+    double *panel;   /* [block][n] */
+    double *lost;    /* [block][n_out] */
     double *cost;    /* [n] */
 };
 
@@ -54,12 +56,12 @@ static int chooser_open(const double *gram, const float *w, size_t n, size_t n_o
                         struct chooser *c, struct error *err)
 {
     double trace = 0;
-    *c = (struct chooser){.n = n, .n_out = n_out};
+    *c = (struct chooser){.n = n, .n_out = n_out, .block = 1 + n / BLOCK_SHARE};
     c->index = mem_array(n, sizeof(*c->index));
     c->inverse = mem_array(n * n, sizeof(double));
     c->w = mem_array(n * n_out, sizeof(double));
-    c->panel = mem_array(REMOVE_BLOCK * n, sizeof(double));
-    c->lost = mem_array(REMOVE_BLOCK * n_out, sizeof(double));
+    c->panel = mem_array(c->block * n, sizeof(double));
+    c->lost = mem_array(c->block * n_out, sizeof(double));
     c->cost = mem_array(n, sizeof(double));
     if (!c->index || !c->inverse || !c->w || !c->panel || !c->lost || !c->cost)
         return error_memory(err, "channel choice", n * n * sizeof(double));
@@ -168,7 +170,7 @@ int choose_inputs(const double *gram, const float *w, size_t n, size_t n_out, si
     if (rc == 0)
         energy = output_energy(gram, c.w, n, n_out, scratch);
     while (rc == 0 && c.n > keep) {
-        size_t m = c.n - keep < REMOVE_BLOCK ? c.n - keep : REMOVE_BLOCK;
+        size_t m = c.n - keep < c.block ? c.n - keep : c.block;
         find_costs(&c);
         move_cheapest_back(&c, m);
         rc = drop_last(&c, m, err);

@@ -5,6 +5,7 @@
 
 #include <cblas.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define RIDGE 1e-3
@@ -52,7 +53,7 @@ static int norm_all(struct reconstruct *r, struct least_squares *ls, struct erro
     return twin_store_put(r->store, "output_norm.weight", TENSOR_F32, ones, 0, r->hidden, err);
 }
 
-static const struct tensor *full_head(const struct reconstruct *r)
+const struct tensor *full_head(const struct reconstruct *r)
 {
     const struct tensor *head = model_file_tensor(r->file, "output.weight");
     return head ? head : model_file_tensor(r->file, "token_embd.weight");
@@ -165,9 +166,14 @@ int rebuild_head(struct reconstruct *r, struct error *err)
     int rc = least_squares_open(r->hidden, full, &ls, err);
     if (rc)
         return rc;
-    rc = norm_all(r, &ls, err);
-    if (rc == 0)
+    _cleanup_mem_ double *states = mem_array((size_t)r->hidden * r->hidden, sizeof(double));
+    rc = states ? norm_all(r, &ls, err) : error_memory(err, "head", r->hidden);
+    if (rc == 0) {
+        memcpy(states, ls.xx, (size_t)r->hidden * r->hidden * sizeof(double));
         rc = least_squares_solve(&ls, RIDGE, map, &r->head_residual, err);
+    }
+    if (rc == 0 && !getenv("NO_FIT"))
+        rc = fit_head(r, states, ls.n_rows, map, err);
     least_squares_close(&ls);
     if (rc == 0)
         rc = put_head(r, map, err);

@@ -51,6 +51,13 @@ int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
 /* head.c: solves the head and measures the twin on the held samples. */
 int rebuild_head(struct reconstruct *r, struct error *err);
 
+/* fit_head.c: from the least-squares map [full hidden][hidden] to the one with the least KL to the
+ * full model's distribution. states: sum of x x^T of the twin's normed last states (upper triangle),
+ * over n_states rows. */
+int fit_head(struct reconstruct *r, const double *states, size_t n_states, float *map,
+             struct error *err);
+const struct tensor *full_head(const struct reconstruct *r);
+
 /* What they share, in rebuild.c. Adds rows x of the batch's answers, of the samples that are not
  * held, to ls with y beside them. */
 void add_fitted(const struct reconstruct *r, struct batch batch, struct least_squares *ls,

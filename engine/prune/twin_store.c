@@ -175,6 +175,8 @@ int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type
     size_t bytes;
     struct entry entry = {.tensor = {.type = type, .n_dims = n_rows ? 2 : 1,
                                      .dims = {n_columns, n, 1, 1}}};
+    if (twin_store_has(s, name))
+        return 0;
     if (!tensor_type_bytes(type, n_columns, &row_bytes) || !mem_mul(row_bytes, n, &bytes))
         return error_set(err, ERROR_INVALID, "type %s: rows of %zu do not fit its blocks of %u",
                          tensor_type_name(type), n_columns, tensor_block_elements(type));

@@ -1,0 +1,154 @@
+/* The dense algebra of reconstruction against what is known of random data. */
+#include "engine/base/mem.h"
+#include "engine/prune/least_squares.h"
+
+#include "tests/unit/check.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* About normal, by the sum of uniforms. */
+static float noise(uint64_t *state)
+{
+    float sum = 0;
+    for (int i = 0; i < 6; i++) {
+        *state = *state * 6364136223846793005u + 1442695040888963407u;
+        sum += (float)(*state >> 40) / (float)(1 << 24) - 0.5f;
+    }
+    return sum;
+}
+
+#define N_ROWS 900
+#define N_IN 20
+#define N_OUT 7
+
+static void make_rows(float *x, float *y, float *map, float spread)
+{
+    uint64_t state = 1;
+    for (size_t i = 0; i < (size_t)N_OUT * N_IN; i++)
+        map[i] = noise(&state);
+    for (size_t r = 0; r < N_ROWS; r++) {
+        for (size_t i = 0; i < N_IN; i++)
+            x[r * N_IN + i] = noise(&state);
+        for (size_t o = 0; o < N_OUT; o++) {
+            float sum = spread * noise(&state);
+            for (size_t i = 0; i < N_IN; i++)
+                sum += map[o * N_IN + i] * x[r * N_IN + i];
+            y[r * N_OUT + o] = sum;
+        }
+    }
+}
+
+/* Rows added in batches of any size give the map that made them, and the share of y that no map can
+ * give. */
+static void least_squares_finds_the_map(void **state)
+{
+    static float x[N_ROWS * N_IN], y[N_ROWS * N_OUT];
+    float map[N_OUT * N_IN], found[N_OUT * N_IN];
+    const float spreads[] = {0.0f, 1.0f};
+    for (int s = 0; s < 2; s++) {
+        struct least_squares ls;
+        struct error err;
+        double residual;
+        make_rows(x, y, map, spreads[s]);
+        assert_int_equal(least_squares_open(N_IN, N_OUT, &ls, &err), 0);
+        for (size_t at = 0, n = 1; at < N_ROWS; at += n, n = n * 3 % 101 + 1) {
+            n = n < N_ROWS - at ? n : N_ROWS - at;
+            least_squares_add(&ls, x + at * N_IN, N_IN, y + at * N_OUT, N_OUT, n);
+        }
+        assert_int_equal(ls.n_rows, N_ROWS);
+        assert_int_equal(least_squares_solve(&ls, 1e-9, found, &residual, &err), 0);
+        for (size_t i = 0; i < (size_t)N_OUT * N_IN; i++)
+            assert_true(fabsf(found[i] - map[i]) < (s ? 0.15f : 1e-3f));
+        /* the noise has variance 0.5, y's signal N_IN * 0.5 * 0.5 */
+        if (s)
+            assert_true(residual > 0.05 && residual < 0.15);
+        else
+            assert_true(residual < 1e-5);
+        least_squares_close(&ls);
+    }
+}
+
+static void too_few_rows_are_an_error(void **state)
+{
+    const float x[3] = {1, 2, 3};
+    const float y[1] = {1};
+    float map[3];
+    double residual;
+    struct least_squares ls;
+    struct error err = {0};
+    assert_int_equal(least_squares_open(3, 1, &ls, &err), 0);
+    least_squares_add(&ls, x, 3, y, 1, 1);
+    assert_int_equal(least_squares_solve(&ls, 0, map, &residual, &err), -ERROR_INTERNAL);
+    assert_non_null(strstr(err.message, "too short"));
+    least_squares_close(&ls);
+}
+
+/* A covariance of two strong directions and a weak rest. */
+static void eigenvectors_are_the_strong_directions(void **state)
+{
+    enum { N = 12 };
+    double a[N * N];
+    float q[N * 2];
+    double share;
+    struct error err;
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) {
+            double even = i % 2 == 0 && j % 2 == 0;
+            double odd = i % 2 == 1 && j % 2 == 1;
+            a[i * N + j] = 4 * even + odd + (i == j ? 0.01 : 0);
+        }
+    assert_int_equal(top_eigenvectors(a, N, 2, q, &share, &err), 0);
+    assert_true(share > 0.99);
+    for (int i = 0; i < N; i++) {
+        float expected = 1 / sqrtf(N / 2.0f);
+        assert_true(fabsf(fabsf(q[i * 2 + i % 2]) - expected) < 1e-3f);
+        assert_true(fabsf(q[i * 2 + (i + 1) % 2]) < 1e-3f);
+    }
+}
+
+/* Inputs that are copies of others cost nothing; those that nobody else can give stay. */
+static void copies_leave_first(void **state)
+{
+    enum { N = 100, OWN = 40, OUT = 9 }; /* inputs OWN.. are sums of two of the first */
+    static double gram[N * N];
+    static float w[OUT * N];
+    unsigned index[N];
+    uint64_t seed = 3;
+    double share;
+    struct error err;
+    for (int r = 0; r < 2000; r++) {
+        float x[N];
+        for (int i = 0; i < N; i++)
+            x[i] = i < OWN ? noise(&seed) : x[i % OWN] + x[(i * 7 + 1) % OWN];
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < N; j++)
+                gram[i * N + j] += (double)x[i] * x[j];
+    }
+    for (int i = 0; i < OUT * N; i++)
+        w[i] = noise(&seed);
+    assert_int_equal(choose_inputs(gram, w, N, OUT, OWN + 5, index, &share, &err), 0);
+    assert_true(share > 0.99);
+    for (int i = 1; i < OWN + 5; i++)
+        assert_true(index[i] > index[i - 1]);
+    assert_int_equal(choose_inputs(gram, w, N, OUT, 10, index, &share, &err), 0);
+    assert_true(share > 0.1 && share < 0.9);
+
+    /* an input that alone carries a large weight is never lost */
+    for (int o = 0; o < OUT; o++)
+        w[o * N + 17] += 50;
+    assert_int_equal(choose_inputs(gram, w, N, OUT, 60, index, &share, &err), 0);
+    assert_true(share > 0.99);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(least_squares_finds_the_map),
+        cmocka_unit_test(too_few_rows_are_an_error),
+        cmocka_unit_test(eigenvectors_are_the_strong_directions),
+        cmocka_unit_test(copies_leave_first),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,219 @@
+/* Reconstruction on tiny models: a twin that loses nothing, one that does, and a run that is killed.
+ */
+#include "engine/base/mem.h"
+#include "engine/model/model_file.h"
+#include "engine/prune/prune.h"
+
+#include "tests/unit/check.h"
+#include "tests/unit/model/tiny.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct files {
+    char folder[64], full[96], twin[96], layers[128], text[96];
+};
+
+static void write_text(const char *path)
+{
+    FILE *f = fopen(path, "w");
+    uint64_t seed = 9;
+    assert_non_null(f);
+    for (int i = 0; i < 40000; i++) { /* the tiny vocabulary has bytes for these */
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        fputc("abcdef \n"[(seed >> 40) % 8], f);
+    }
+    fclose(f);
+}
+
+static int make_files(void **state)
+{
+    struct files *f = calloc(1, sizeof(*f));
+    if (!f)
+        return -1;
+    *state = f;
+    snprintf(f->folder, sizeof(f->folder), P_tmpdir "/overfill-test-XXXXXX");
+    if (!mkdtemp(f->folder))
+        return -1;
+    snprintf(f->full, sizeof(f->full), "%s/full.gguf", f->folder);
+    snprintf(f->twin, sizeof(f->twin), "%s/twin.gguf", f->folder);
+    snprintf(f->layers, sizeof(f->layers), "%s.layers", f->twin);
+    snprintf(f->text, sizeof(f->text), "%s/text.txt", f->folder);
+    write_text(f->text);
+    return 0;
+}
+
+static int remove_files(void **state)
+{
+    struct files *f = *state;
+    unlink(f->full);
+    unlink(f->twin);
+    unlink(f->layers);
+    unlink(f->text);
+    int rc = rmdir(f->folder);
+    free(f);
+    return rc;
+}
+
+static struct tiny full_model(const char *arch)
+{
+    struct tiny tiny = tiny_default();
+    tiny.arch = arch;
+    tiny.hidden = 64;
+    tiny.mlp = 96;
+    tiny.head_dim = 16;
+    tiny.n_tokens = 40;
+    tiny.bias = strcmp(arch, "qwen2") == 0;
+    tiny.qk_norm = strcmp(arch, "qwen3") == 0;
+    return tiny;
+}
+
+static struct prune_options options_of(const struct files *f, double hidden, double mlp)
+{
+    return (struct prune_options){
+        .method = PRUNE_RECONSTRUCT,
+        .model_path = f->full,
+        .out_path = f->twin,
+        .calibration = f->text,
+        .hidden = hidden,
+        .mlp = mlp,
+        .type = TENSOR_F32,
+    };
+}
+
+/* Nothing removed: the twin is the full model in another basis. Biases and norms of heads too. */
+static void full_width_loses_nothing(void **state)
+{
+    const struct files *f = *state;
+    const char *const archs[] = {"llama", "qwen2", "qwen3"};
+    for (size_t i = 0; i < 3; i++) {
+        struct tiny tiny = full_model(archs[i]);
+        struct prune_report report;
+        struct error err = {0};
+        tiny_write_gguf(&tiny, f->full);
+        const struct prune_options options = options_of(f, 0, 0);
+        if (prune_run(&options, &report, &err))
+            fail_msg("%s: %s", archs[i], err.message);
+        print_message("%s: KL %.2e, agree %.3f\n", archs[i], report.held.kl, report.held.agree);
+        assert_true(report.held.n_tokens > 0);
+        assert_true(report.held.kl < 1e-3);
+        assert_true(report.held.agree > 0.97);
+        prune_report_free(&report);
+    }
+}
+
+/* A narrower twin: a file that pairs with the full model, of the widths asked for, that says how it
+ * was made; better than slicing; and the better the wider. */
+static void narrower_twin_pairs(void **state)
+{
+    const struct files *f = *state;
+    struct tiny tiny = full_model("llama");
+    double kl[2];
+    struct error err = {0};
+    tiny_write_gguf(&tiny, f->full);
+    for (int i = 0; i < 2; i++) {
+        struct prune_report report;
+        struct prune_options options = options_of(f, 32, i ? 64 : 32);
+        struct model_file *full;
+        struct model_file *twin;
+        if (prune_run(&options, &report, &err))
+            fail_msg("%s", err.message);
+        kl[i] = report.held.kl;
+        assert_int_equal(report.hidden, 32);
+        assert_int_equal(report.mlp, i ? 64 : 32);
+        assert_int_equal(report.n_layers, 2);
+        assert_true(report.layers[1].down > 0 && report.layers[1].down < 1);
+        prune_report_free(&report);
+        assert_int_equal(model_file_open(f->full, &full, &err), 0);
+        if (model_file_open(f->twin, &twin, &err))
+            fail_msg("%s", err.message);
+        assert_int_equal(model_file_check_pair(full, twin, &err), 0);
+        assert_int_equal(model_file_params(twin)->hidden, 32);
+        model_file_close(full);
+        model_file_close(twin);
+    }
+    print_message("KL %.3f with MLP 32, %.3f with 64\n", kl[0], kl[1]);
+    assert_true(kl[1] < kl[0]);
+}
+
+static char *read_file(const char *path, size_t *ret_n)
+{
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *ret_n = (size_t)ftell(f);
+    rewind(f);
+    char *data = malloc(*ret_n);
+    assert_int_equal(fread(data, 1, *ret_n, f), *ret_n);
+    fclose(f);
+    return data;
+}
+
+/* Ended at any allocation, the run says why; the next one goes on and writes the same bytes. */
+static void interrupted_run_goes_on(void **state)
+{
+    const struct files *f = *state;
+    struct tiny tiny = full_model("llama");
+    struct prune_options options = options_of(f, 32, 64);
+    struct prune_report report;
+    struct error err = {0};
+    size_t n, n_again;
+    options.n_tokens = 6000;
+    tiny_write_gguf(&tiny, f->full);
+    assert_int_equal(prune_run(&options, &report, &err), 0);
+    prune_report_free(&report);
+    char *bytes = read_file(f->twin, &n);
+    mem_fail_at(0);
+    assert_int_equal(prune_run(&options, &report, &err), 0);
+    prune_report_free(&report);
+    unsigned long n_allocations = mem_count_allocations();
+    int n_kept = 0;
+    for (int part = 1; part < 8; part++) {
+        unlink(f->twin);
+        /* most of the allocations open the files */
+        mem_fail_at(n_allocations * (unsigned long)(56 + part) / 64);
+        assert_int_equal(prune_run(&options, &report, &err), -ERROR_MEMORY);
+        assert_true(access(f->twin, F_OK) != 0);
+        n_kept += access(f->layers, F_OK) == 0;
+        mem_fail_at(0);
+        if (prune_run(&options, &report, &err))
+            fail_msg("%s", err.message);
+        prune_report_free(&report);
+        assert_true(access(f->layers, F_OK) != 0);
+        char *again = read_file(f->twin, &n_again);
+        assert_int_equal(n_again, n);
+        assert_memory_equal(again, bytes, n);
+        free(again);
+    }
+    assert_true(n_kept >= 3);
+    free(bytes);
+}
+
+static void calls_that_cannot_work_are_refused(void **state)
+{
+    const struct files *f = *state;
+    struct tiny tiny = full_model("llama");
+    struct prune_report report;
+    struct error err = {0};
+    tiny_write_gguf(&tiny, f->full);
+    struct prune_options options = options_of(f, 32, 64);
+    options.calibration = NULL;
+    assert_int_equal(prune_run(&options, &report, &err), -ERROR_INVALID);
+    assert_non_null(strstr(err.message, "calibration"));
+    options = options_of(f, 65, 64);
+    assert_int_equal(prune_run(&options, &report, &err), -ERROR_INVALID);
+    assert_non_null(strstr(err.message, "hidden"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(full_width_loses_nothing),
+        cmocka_unit_test(narrower_twin_pairs),
+        cmocka_unit_test(interrupted_run_goes_on),
+        cmocka_unit_test(calls_that_cannot_work_are_refused),
+    };
+    return cmocka_run_group_tests(tests, make_files, remove_files);
+}

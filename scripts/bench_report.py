@@ -1,0 +1,180 @@
+"""Turns scripts/bench's samples into docs/PERFORMANCE.md and docs/performance.svg.
+
+Only what stands between the two marks of docs/PERFORMANCE.md is written; the prose after it is kept. Every
+figure of that document comes from here.
+"""
+import json
+import pathlib
+import statistics
+import sys
+
+DOCUMENT = pathlib.Path("docs/PERFORMANCE.md")
+CHART = pathlib.Path("docs/performance.svg")
+BEGIN = "<!-- measured: written by scripts/bench -->"
+END = "<!-- end of measured -->"
+# stage of the document: (title, stage of llama.cpp, our aim as a ratio)
+STAGES = (
+    ("prefill", "prefill 512 tokens", "prefill", 4),
+    ("full-1", "decode, 1 sequence, full model", "decode-1", 1.5),
+    ("pruned-1", "decode, 1 sequence, twin 320/832", "decode-1", 4),
+    ("full-4", "decode, 4 sequences, full model", "decode-4", None),
+    ("pruned-4", "decode, 4 sequences, twin 320/832", "decode-4", None),
+    ("full-16", "decode, 16 sequences, full model", "decode-16", None),
+    ("pruned-16", "decode, 16 sequences, twin 320/832", "decode-16", 10),
+    ("full-64", "decode, 64 sequences, full model", None, None),
+    ("pruned-64", "decode, 64 sequences, twin 320/832", None, None),
+)
+BINDS = {"int8": "integer products", "fp32": "float products", "ram": "reading memory", "l3": "reading L3"}
+
+
+def our_stage(report: dict, stage: str) -> dict:
+    if stage == "prefill":
+        return report["prefill"]
+    model, batch = stage.split("-")
+    return next(row for row in report["decode"] if row["model"] == model and row["batch"] == int(batch))
+
+
+def median_of(pairs: list, pick) -> float:
+    return statistics.median(pick(pair) for pair in pairs)
+
+
+def stage_row(pairs: list, stage: str, theirs: str) -> dict:
+    """Medians over the pairs; the ratio is the median of the pairs' ratios, which what else the machine does
+    disturbs less than it disturbs the speeds."""
+    row = {
+        "ours": median_of(pairs, lambda pair: our_stage(pair["ours"], stage)["tok_s"]),
+        "share": median_of(pairs, lambda pair: our_stage(pair["ours"], stage)["share"]),
+        "limit": median_of(pairs, lambda pair: our_stage(pair["ours"], stage)["limit_tok_s"]),
+        "binds": statistics.mode(our_stage(pair["ours"], stage)["binds"] for pair in pairs),
+    }
+    if theirs:
+        types = pairs[0]["theirs"]
+        row["type"] = max(types, key=lambda t: median_of(pairs, lambda pair: pair["theirs"][t][theirs]))
+        row["theirs"] = median_of(pairs, lambda pair: pair["theirs"][row["type"]][theirs])
+        row["ratio"] = median_of(
+            pairs, lambda pair: our_stage(pair["ours"], stage)["tok_s"] / pair["theirs"][row["type"]][theirs])
+    return row
+
+
+def table(head: list, rows: list) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def verdict(ratio: float, aim) -> str:
+    return "-" if aim is None else f"{aim:g}: " + ("reached" if ratio >= aim else "not reached")
+
+
+def speeds(rows: dict) -> str:
+    lines = []
+    for stage, title, theirs, aim in STAGES:
+        row = rows[stage]
+        peer = [f"{row['theirs']:.0f} ({row['type']})", f"{row['ratio']:.2f}", verdict(row["ratio"], aim)] if theirs else [
+            "-", "-", "-"]
+        lines.append([title, f"{row['ours']:.0f}", *peer, f"{row['limit']:.0f}", f"{100 * row['share']:.0f} %",
+                      BINDS[row["binds"]]])
+    return table(["stage", "overfill, tokens/s", "llama.cpp, best type", "ratio", "aim", "limit here", "share of it",
+                  "what binds"], lines)
+
+
+def seconds_row(title: str, measured: dict, aim) -> list:
+    ours, theirs = statistics.median(measured["ours"]), statistics.median(measured["theirs"])
+    ratio = statistics.median(t / o for o, t in zip(measured["ours"], measured["theirs"]))
+    return [title, f"{ours:.2f}", f"{theirs:.2f} ({measured['weights']})", f"{ratio:.2f}", verdict(ratio, aim)]
+
+
+def waits(result: dict) -> str:
+    return table(["wait", "overfill, s", "llama-server, s", "ratio", "aim"], [
+        seconds_row("first token of a prompt of 2,000 tokens", result["ttft"], 4),
+        seconds_row("start of the program to its first token", result["load"], None),
+    ])
+
+
+def peaks(pairs: list) -> str:
+    first = pairs[0]["ours"]["machine"]
+    names = (("int8", "int8_gops", "GOP/s"), ("int8 x 4 bits", "int4_gops", "GOP/s"), ("int16", "int16_gops", "GOP/s"),
+             ("fp32", "fp32_gflops", "GFLOP/s"), ("bf16", "bf16_gflops", "GFLOP/s"))
+    rows = []
+    for title, key, unit in names:
+        value = median_of(pairs, lambda pair: pair["ours"]["machine"][key])
+        rows.append([title, f"{value:.0f} {unit}" if value else "no instruction", first[key.split("_")[0] + "_with"]])
+    for title, key in (("read L3", "l3_gbs"), ("read memory", "ram_gbs")):
+        rows.append([title, f"{median_of(pairs, lambda pair: pair['ours']['machine'][key]):.1f} GB/s", ""])
+    return table(["peak of all threads", "measured", "with"], rows)
+
+
+def types_table(pairs: list) -> str:
+    stages = ("prefill", "decode-1", "decode-4", "decode-16")
+    rows = []
+    for weights in pairs[0]["theirs"]:
+        rows.append([weights] + [f"{median_of(pairs, lambda pair: pair['theirs'][weights][s]):.0f}" for s in stages])
+    return table(["llama.cpp's type", "prefill 512", "decode 1", "decode 4", "decode 16"], rows)
+
+
+def quality_table(quality: list) -> str:
+    """What `overfill eval` said about each weight type, if it was asked."""
+    if not quality:
+        return ""
+    rows = [[q["title"], f"{q['kl']:.5f}", f"{100 * q['agree']:.1f} %"] for q in quality]
+    return "\n\nAccuracy of the types beside float32, on the same text (`overfill eval --task nll`):\n\n" + table(
+        ["types", "KL to float32, nats a token", "same likeliest token"], rows)
+
+
+def measured_text(result: dict, rows: dict) -> str:
+    m, pairs = result["machine"], result["pairs"]
+    kernels = pairs[0]["ours"]["machine"]["kernels"]
+    return f"""{m['cpu']} (family {m['family']}), {m['cpus']} CPUs, {m['memory_gb']:.1f} GB of memory, {m['system']}, Linux {m['kernel']};
+overfill {m['overfill']} with its {kernels} kernels; llama.cpp {m['llama']}, native build, {m['cpus']} threads. {result['date']},
+{len(pairs)} pairs in turn, medians. Load of the machine before: {m['load_before']:.2f}. The model is SmolLM2-135M-Instruct, Q4_1; its
+twin is 320 wide with 832 MLP channels, Q4_1. llama.cpp runs the full model in the type that is its best in the row.
+
+{speeds(rows)}
+
+{waits(result)}
+
+The share is of the limit that binds: the time that integer and float products take at the peaks below, or that
+the weights and keys take to be read, whichever is longer. Our activations have 16 bits, and their products count as two of int8.
+
+{peaks(pairs)}
+
+{types_table(pairs)}{quality_table(result.get('quality', []))}
+
+![tokens a second of overfill and llama.cpp](performance.svg)"""
+
+
+def chart(rows: dict) -> str:
+    """Bars: ours over theirs, with the ratio; the limit as a thin line where it fits."""
+    stages = [(title, rows[stage]) for stage, title, theirs, _ in STAGES if theirs]
+    width, left, bar, gap = 860, 250, 14, 16
+    most = max(max(row["ours"], row["theirs"]) for _, row in stages)
+    scale = (width - left - 130) / most
+    height = 50 + len(stages) * (2 * bar + gap)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{width}" height="{height}" fill="#fff"/>',
+           f'<rect x="{left}" y="12" width="12" height="12" fill="#0b6e99"/><text x="{left + 18}" y="22">overfill</text>',
+           f'<rect x="{left + 90}" y="12" width="12" height="12" fill="#b8b8b8"/>'
+           f'<text x="{left + 108}" y="22">llama.cpp, best type; tokens a second</text>']
+    for i, (title, row) in enumerate(stages):
+        y = 40 + i * (2 * bar + gap)
+        out.append(f'<text x="{left - 10}" y="{y + bar + 4}" text-anchor="end">{title}</text>')
+        for j, (name, colour) in enumerate((("ours", "#0b6e99"), ("theirs", "#b8b8b8"))):
+            length = row[name] * scale
+            label = f"{row[name]:.0f}" + (f"  ({row['ratio']:.1f} x)" if name == "ours" else "")
+            out.append(f'<rect x="{left}" y="{y + j * bar}" width="{length:.1f}" height="{bar - 1}" fill="{colour}"/>'
+                       f'<text x="{left + length + 6:.1f}" y="{y + j * bar + 11}">{label}</text>')
+    return "\n".join(out + ["</svg>"]) + "\n"
+
+
+def main() -> None:
+    result = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    rows = {stage: stage_row(result["pairs"], stage, theirs) for stage, _, theirs, _ in STAGES}
+    text = DOCUMENT.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{measured_text(result, rows)}\n{END}{after}")
+    CHART.write_text(chart(rows))
+    print(speeds(rows) + "\n\n" + waits(result))
+
+
+if __name__ == "__main__":
+    main()

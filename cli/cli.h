@@ -25,6 +25,7 @@ struct engine_options;
 int cli_serve(int argc, char **argv);
 int cli_generate(int argc, char **argv);
 int cli_prune(int argc, char **argv);
+int cli_eval(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_inspect(int argc, char **argv);
 

@@ -14,6 +14,9 @@ static const struct {
 #ifdef OVERFILL_HAVE_PRUNE
     {"prune", cli_prune, "make a model's pruned twin"},
 #endif
+#ifdef OVERFILL_HAVE_EVAL
+    {"eval", cli_eval, "measure the quality of a model and its twin"},
+#endif
 #ifdef OVERFILL_HAVE_BENCH
     {"bench", cli_bench, "measure this machine's peaks and our share of them"},
 #endif

@@ -231,7 +231,8 @@ struct engine_stats {
     uint64_t refreshed_tokens, drafted_tokens, accepted_tokens; /* the dial, as in engine_usage */
     uint64_t background_tokens; /* of finished answers, read by the full model while idle */
     uint64_t preemptions;
-    uint64_t pages_evicted; /* from the prefix cache */
+    uint64_t recomputed_tokens; /* after them, not counting prompts */
+    uint64_t pages_evicted;     /* from the prefix cache */
     /* Shadow checks: the twin's answers scored by both models. */
     uint64_t shadow_answers, shadow_tokens;
     uint64_t shadow_agreed;  /* tokens where both models' best is the same */

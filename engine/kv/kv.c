@@ -118,24 +118,6 @@ uint32_t kv_pool_n_used(struct kv_pool *pool)
     return counts.n_used;
 }
 
-bool kv_pool_reserve(struct kv_pool *pool, uint32_t n)
-{
-    pthread_mutex_lock(&pool->lock);
-    bool ok = n <= pool->n_pages - pool->n_reserved;
-    if (ok)
-        pool->n_reserved += n;
-    pthread_mutex_unlock(&pool->lock);
-    return ok;
-}
-
-void kv_pool_unreserve(struct kv_pool *pool, uint32_t n)
-{
-    pthread_mutex_lock(&pool->lock);
-    assert(n <= pool->n_reserved);
-    pool->n_reserved -= n;
-    pthread_mutex_unlock(&pool->lock);
-}
-
 void *kv_page_keys(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head)
 {
     size_t i = ((size_t)layer * pool->layout.n_kv_heads + head) * 2;

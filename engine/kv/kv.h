@@ -57,10 +57,6 @@ uint32_t kv_pool_n_used(struct kv_pool *pool);
 size_t kv_page_bytes(const struct kv_layout *layout);
 uint32_t kv_pages_for(uint32_t n_tokens); /* rounded up */
 
-/* Sets n pages aside, so that taking them later cannot fail; false if there are not that many. */
-bool kv_pool_reserve(struct kv_pool *pool, uint32_t n);
-void kv_pool_unreserve(struct kv_pool *pool, uint32_t n);
-
 void *kv_page_keys(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head);
 void *kv_page_values(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head);
 

@@ -33,7 +33,6 @@ struct kv_pool {
     struct page *pages;   /* [n_pages] */
     uint32_t *free_pages; /* [n_free], the last one is taken next: recently used memory is warm */
     uint32_t n_free;
-    uint32_t n_reserved;
     uint32_t n_kept, oldest, newest;
     uint32_t first_root; /* pages without a parent: beginnings of prompts */
     uint32_t *buckets;   /* [bucket_mask + 1] of the index */

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define RETRY_LEAST_MS 100
+#define RETRY_MOST_MS 60000
+
 static const char *const mode_names[] = {
     [DECODE_DEFAULT] = "default", [DECODE_PRUNED] = "pruned", [DECODE_REFRESH] = "refresh",
     [DECODE_VERIFY] = "verify",   [DECODE_FULL] = "full",
@@ -86,9 +89,18 @@ static int check_request(const struct engine *engine, const struct engine_reques
     return r->given ? check_given(engine, r, err) : 0;
 }
 
-void leave_waiting(struct engine *engine, uint32_t n_tokens)
+void leave_waiting(struct engine *engine, uint32_t n_tokens, bool is_admitted)
 {
+    uint64_t now = system_now_ns();
     pthread_mutex_lock(&engine->stats_lock);
+    if (is_admitted) {
+        double interval = (double)(now - engine->admitted_ns);
+        if (engine->admitted_ns)
+            engine->admit_interval_ns = engine->admit_interval_ns > 0
+                                            ? 0.8 * engine->admit_interval_ns + 0.2 * interval
+                                            : interval;
+        engine->admitted_ns = now;
+    }
     engine->n_waiting--;
     engine->n_waiting_tokens -= n_tokens;
     pthread_mutex_unlock(&engine->stats_lock);
@@ -115,7 +127,7 @@ int engine_submit(struct engine *engine, const struct engine_request *in, uint64
                          engine->options.max_queue);
     rc = request_create(engine, in, system_now_ns(), &request, err);
     if (rc) {
-        leave_waiting(engine, 0);
+        leave_waiting(engine, 0, false);
         return rc;
     }
     registry_add(engine, request);
@@ -145,6 +157,14 @@ void stage_push_request(struct stage *stage, struct request *request)
     stage_nudge(stage);
 }
 
+void stage_push_sequence(struct stage *stage, struct sequence *sequence)
+{
+    pthread_mutex_lock(&stage->lock);
+    sequence_queue_push(&stage->sequences, sequence);
+    pthread_mutex_unlock(&stage->lock);
+    stage_nudge(stage);
+}
+
 void stage_nudge(struct stage *stage)
 {
     atomic_store(&stage->pending, true);
@@ -165,6 +185,7 @@ void engine_get_info(const struct engine *engine, struct engine_info *ret_info)
 void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats)
 {
     uint64_t now = system_now_ns();
+    struct kv_counts counts;
     pthread_mutex_lock(&engine->stats_lock);
     *ret_stats = engine->stats;
     ret_stats->requests_waiting = engine->n_waiting;
@@ -173,14 +194,30 @@ void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats)
     ret_stats->decode_tick_age_s =
         engine->decode_busy ? (double)(now - engine->decode_tick_ns) / 1e9 : 0;
     pthread_mutex_unlock(&engine->stats_lock);
-    ret_stats->kv_pages_used = kv_pool_n_used(engine->kv);
+    kv_pool_get_counts(engine->kv, &counts);
+    ret_stats->kv_pages_used = counts.n_used;
+    ret_stats->kv_pages_cached = counts.n_kept;
     ret_stats->kv_pages_total = kv_pool_n_pages(engine->kv);
+    ret_stats->pages_evicted = counts.n_evicted;
     ret_stats->kv_page_bytes = kv_page_bytes(kv_pool_layout(engine->kv));
 }
 
+/* One place is free as soon as the next request is admitted: after the usual interval, or what has
+ * passed already if that is longer, and not before its prompt can have been computed. */
 uint32_t engine_retry_after_ms(struct engine *engine)
 {
-    return 1000;
+    double now = (double)system_now_ns(), ms;
+    pthread_mutex_lock(&engine->stats_lock);
+    const struct engine_stats *stats = &engine->stats;
+    double since = engine->admitted_ns ? now - (double)engine->admitted_ns : 0;
+    ms = (since > engine->admit_interval_ns ? since : engine->admit_interval_ns) / 1e6;
+    if (stats->prompt_tokens && engine->n_waiting) {
+        double ms_per_token = stats->prefill_seconds * 1e3 / (double)stats->prompt_tokens;
+        double prompt_ms = ms_per_token * engine->n_waiting_tokens / engine->n_waiting;
+        ms = prompt_ms > ms ? prompt_ms : ms;
+    }
+    pthread_mutex_unlock(&engine->stats_lock);
+    return ms < RETRY_LEAST_MS ? RETRY_LEAST_MS : ms > RETRY_MOST_MS ? RETRY_MOST_MS : (uint32_t)ms;
 }
 
 const struct tokenizer *engine_tokenizer(const struct engine *engine)

@@ -80,7 +80,7 @@ static uint32_t wanted_tokens(const struct engine_request *in)
     return (uint32_t)most;
 }
 
-/* Decides max_new and the pages of the worst case. */
+/* Decides max_new. Whatever fits the context fits the pool, alone at least: open_kv saw to it. */
 static int check_limits(struct engine *engine, struct request *request, struct error *err)
 {
     const struct engine_request *in = &request->in;
@@ -103,16 +103,6 @@ static int check_limits(struct engine *engine, struct request *request, struct e
                          context, (unsigned long long)n_prompt + max_tokens, n_prompt, max_tokens);
     request->max_new = max_tokens < room ? max_tokens : room;
 
-    uint32_t n_full = (uint32_t)n_prompt / KERNEL_PAGE_TOKENS;
-    uint64_t own = kv_pages_for((uint32_t)n_prompt + request->max_new) - n_full;
-    uint64_t n_pages = n_full + own * in->n;
-    if (n_pages > kv_pool_n_pages(engine->kv))
-        return error_set(err, ERROR_INVALID,
-                         "n: %u choices of up to %u tokens need %llu KV pages, the server has %u; "
-                         "lower n or max_tokens",
-                         in->n, request->max_new, (unsigned long long)n_pages,
-                         kv_pool_n_pages(engine->kv));
-    request->n_pages_reserved = (uint32_t)n_pages;
     return 0;
 }
 
@@ -146,7 +136,7 @@ static void take_in(struct engine *engine, struct request *request)
     if (rc == 0)
         rc = count_waiting(engine, request, &err);
     if (rc) {
-        leave_waiting(engine, 0);
+        leave_waiting(engine, 0, false);
         output_done(engine, request, &err);
     } else {
         output_accept(engine, request);

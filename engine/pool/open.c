@@ -64,8 +64,14 @@ static int check_options(const struct engine_options *o, struct error *err)
     if (o->max_sequences > MOST_SEQUENCES)
         return error_set(err, ERROR_INVALID, "max-sequences: %u, expected at most %u",
                          o->max_sequences, MOST_SEQUENCES);
-    if (o->decode == DECODE_PRUNED && !o->pruned_path)
-        return error_set(err, ERROR_INVALID, "decode: \"pruned\" needs a pruned model (--pruned)");
+    if (o->decode != DECODE_DEFAULT && o->decode != DECODE_FULL && !o->pruned_path)
+        return error_set(err, ERROR_INVALID, "decode: \"%s\" needs a pruned model (--pruned)",
+                         decode_mode_name(o->decode));
+    if (o->decode_every > ENGINE_MAX_EVERY)
+        return error_set(err, ERROR_INVALID, "decode-every: %u, expected at most %d",
+                         o->decode_every, ENGINE_MAX_EVERY);
+    if (!(o->shadow_rate >= 0 && o->shadow_rate <= 1))
+        return error_set(err, ERROR_INVALID, "shadow-rate: %g, expected 0 to 1", o->shadow_rate);
     if (o->prefill_threads > 1024 || o->decode_threads > 1024)
         return error_set(err, ERROR_INVALID, "threads: expected at most 1024");
     return 0;
@@ -370,6 +376,7 @@ void engine_close(struct engine *engine)
             request_free(request);
         }
     }
+    background_free(engine->prefill.background);
     close_stage(engine, &engine->intake);
     close_stage(engine, &engine->prefill);
     close_stage(engine, &engine->decode);

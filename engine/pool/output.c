@@ -107,14 +107,50 @@ enum finish_reason output_token(struct engine *engine, struct sequence *sequence
     return finish;
 }
 
+void output_count(struct engine *engine, struct request *request, struct dial_counts counts)
+{
+    pthread_mutex_lock(&request->out_lock);
+    request->usage.refreshed_tokens += counts.n_refreshed;
+    request->usage.drafted_tokens += counts.n_drafted;
+    request->usage.accepted_tokens += counts.n_accepted;
+    request->usage.n_preemptions += counts.n_preemptions;
+    pthread_mutex_unlock(&request->out_lock);
+    pthread_mutex_lock(&engine->stats_lock);
+    engine->stats.refreshed_tokens += counts.n_refreshed;
+    engine->stats.drafted_tokens += counts.n_drafted;
+    engine->stats.accepted_tokens += counts.n_accepted;
+    engine->stats.preemptions += counts.n_preemptions;
+    pthread_mutex_unlock(&engine->stats_lock);
+}
+
+void output_count_cached(struct engine *engine, struct request *request, uint32_t n_cached,
+                         uint32_t n_matched)
+{
+    pthread_mutex_lock(&request->out_lock);
+    request->usage.cached_tokens += n_cached;
+    if (n_matched > request->usage.matched_tokens)
+        request->usage.matched_tokens = n_matched;
+    pthread_mutex_unlock(&request->out_lock);
+    pthread_mutex_lock(&engine->stats_lock);
+    engine->stats.cached_tokens += n_cached;
+    pthread_mutex_unlock(&engine->stats_lock);
+}
+
 static double ms_between(uint64_t begin, uint64_t end)
 {
     return begin && end > begin ? (double)(end - begin) / 1e6 : 0;
 }
 
-static void count_done(struct engine *engine, const struct request *request)
+static void count_done(struct engine *engine, const struct request *request, uint64_t now)
 {
+    uint64_t cancelled_ns = atomic_load(&request->cancelled_ns);
     pthread_mutex_lock(&engine->stats_lock);
+    if (cancelled_ns) {
+        double s = ms_between(cancelled_ns, now) / 1e3;
+        engine->stats.cancel_last_s = s;
+        if (s > engine->stats.cancel_longest_s)
+            engine->stats.cancel_longest_s = s;
+    }
     if (request->has_error && request->error.code == ERROR_CANCELLED)
         engine->stats.cancelled++;
     else if (request->has_error)
@@ -140,7 +176,7 @@ void output_done(struct engine *engine, struct request *request, const struct er
     request->usage.prefill_ms =
         ms_between(request->prefill_ns, request->first_token_ns ? request->first_token_ns : now);
     request->usage.decode_ms = ms_between(request->first_token_ns, now);
-    count_done(engine, request);
+    count_done(engine, request, now);
     request->done = true;
     make_ready(engine, request);
     /* From here on the consumer may free the request as soon as it gets the lock. */

@@ -1,4 +1,5 @@
 /* From request ids to requests, for engine_cancel. See pool_internal.h. */
+#include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
 
 void registry_add(struct engine *engine, struct request *request)
@@ -28,8 +29,10 @@ bool registry_cancel(struct engine *engine, uint64_t id)
     struct request *request = engine->buckets[id % REGISTRY_BUCKETS];
     while (request && request->id != id)
         request = request->bucket_next;
-    if (request)
+    if (request && !atomic_load(&request->cancelled)) {
+        atomic_store(&request->cancelled_ns, system_now_ns());
         atomic_store(&request->cancelled, true);
+    }
     pthread_mutex_unlock(&engine->registry_lock);
     return request != NULL;
 }

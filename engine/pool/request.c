@@ -94,6 +94,22 @@ static void copy_all(struct arena *a, const struct engine_request *in, struct en
         arena_copy(a, in->sampling.bias, in->sampling.n_bias * sizeof(*in->sampling.bias));
 }
 
+/* Tokens that are given need no draft to be verified: the full model scores them all. */
+static void set_dial(const struct engine *engine, struct request *request)
+{
+    const struct engine_request *in = &request->in;
+    request->decode = in->decode == DECODE_DEFAULT ? engine->info.decode : in->decode;
+    if (request->decode == DECODE_REFRESH || request->decode == DECODE_VERIFY)
+        request->every = in->decode_every                   ? in->decode_every
+                         : engine->options.decode_every     ? engine->options.decode_every
+                         : request->decode == DECODE_VERIFY ? DEFAULT_EVERY_VERIFY
+                                                            : DEFAULT_EVERY_REFRESH;
+    request->usage.decode = request->decode;
+    request->usage.decode_every = request->every;
+    if (in->given && request->decode == DECODE_VERIFY)
+        request->decode = DECODE_FULL;
+}
+
 int request_create(struct engine *engine, const struct engine_request *in, uint64_t now_ns,
                    struct request **ret_request, struct error *err)
 {
@@ -113,12 +129,29 @@ int request_create(struct engine *engine, const struct engine_request *in, uint6
     arena = (struct arena){.base = request->storage};
     copy_all(&arena, in, &request->in);
 
-    request->decode = in->decode == DECODE_DEFAULT ? engine->info.decode : in->decode;
+    set_dial(engine, request);
     request->submitted_ns = now_ns;
     atomic_init(&request->cancelled, false);
     pthread_mutex_init(&request->out_lock, NULL);
     *ret_request = request;
     return 0;
+}
+
+static int open_tokens(struct request *request, struct sequence *s, struct error *err)
+{
+    size_t n = request->prompt.n + request->max_new;
+    s->tokens = mem_array(n, sizeof(*s->tokens));
+    if (!s->tokens)
+        return error_memory(err, "tokens", n * sizeof(*s->tokens));
+    memcpy(s->tokens, request->prompt.ids, request->prompt.n * sizeof(*s->tokens));
+    if (s->given)
+        memcpy(s->tokens + request->prompt.n, s->given->tokens,
+               s->given->n_tokens * sizeof(*s->tokens));
+    s->n_tokens = (uint32_t)request->prompt.n;
+    if (request->decode != DECODE_VERIFY)
+        return 0;
+    s->drafts = mem_array(request->every, sizeof(*s->drafts));
+    return s->drafts ? 0 : error_memory(err, "drafts", request->every * sizeof(*s->drafts));
 }
 
 static int open_sequence(struct engine *engine, struct request *request, uint32_t i,
@@ -136,17 +169,23 @@ static int open_sequence(struct engine *engine, struct request *request, uint32_
                           request->prompt.n, &s->sampler, err);
     if (rc == 0)
         rc = kv_table_open(&s->table, (uint32_t)request->prompt.n + request->max_new, err);
-    return rc;
+    return rc ? rc : open_tokens(request, s, err);
 }
 
 int request_open_sequences(struct engine *engine, struct request *request, struct error *err)
 {
-    int rc = kv_table_open(&request->table, (uint32_t)request->prompt.n + request->max_new, err);
+    int rc = 0;
     request->sequences = mem_calloc(request->in.n, sizeof(*request->sequences));
-    if (rc == 0 && !request->sequences)
+    if (!request->sequences)
         rc = error_memory(err, "choices", request->in.n * sizeof(*request->sequences));
     for (uint32_t i = 0; i < request->in.n && rc == 0; i++)
         rc = open_sequence(engine, request, i, err);
+    if (rc == 0) {
+        struct sequence *first = &request->sequences[0];
+        first->reading = READ_PROMPT;
+        first->read_exact = first->read_end = (uint32_t)request->prompt.n;
+        first->logits_from = request->in.prompt_logprobs ? 0 : first->read_end - 1;
+    }
     if (rc == 0 && request->in.prompt_logprobs) {
         size_t k = request->in.n_logprobs > 0 ? (size_t)request->in.n_logprobs : 0;
         request->prompt_records = mem_calloc(request->prompt.n, sizeof(*request->prompt_records));
@@ -175,9 +214,10 @@ void request_free(struct request *request)
         sampler_close(request->sequences[i].sampler);
         text_stream_free(&request->sequences[i].stream);
         mem_free(request->sequences[i].table.pages);
+        mem_free(request->sequences[i].tokens);
+        mem_free(request->sequences[i].drafts);
     }
     mem_free(request->sequences);
-    mem_free(request->table.pages);
     mem_free(request->prompt_records);
     mem_free(request->prompt_top);
     token_list_free(&request->prompt);

@@ -10,16 +10,25 @@ struct score_context {
     struct score_job *jobs;
 };
 
-static void score_one(struct score_context *c, unsigned member, struct score_job *job)
+void score_job_run(const struct engine *engine, const struct stage *stage, unsigned member,
+                   struct score_job *job)
 {
-    uint32_t n_vocab = c->engine->info.vocab_size;
+    uint32_t n_vocab = engine->info.vocab_size;
+    struct sampling_scratch *scratch = stage->scratch[member];
+    if (job->ret_draft) {
+        sampler_draft(job->sampler, job->logits, job->banned, scratch, job->ret_draft);
+        return;
+    }
     if (job->shown) {
         const struct engine_request *in = &job->shown->request->in;
         in->on_logits(in->user, job->shown->choice, job->i_token, job->logits, n_vocab);
     }
-    if (job->sampler)
+    if (job->sampler) {
         job->token =
-            sampler_sample(job->sampler, job->logits, job->banned, c->stage->scratch[member]);
+            job->draft ? sampler_verify(job->sampler, job->logits, job->banned, job->draft, scratch)
+                       : sampler_sample(job->sampler, job->logits, job->banned, scratch);
+        sampler_accept(job->sampler, job->token);
+    }
     if (!job->with_logprob)
         return;
     size_t n_top =
@@ -31,7 +40,7 @@ static void score_one(struct score_context *c, unsigned member, struct score_job
 static void score_unit(void *context, unsigned member, size_t unit)
 {
     struct score_context *c = context;
-    score_one(c, member, &c->jobs[unit]);
+    score_job_run(c->engine, c->stage, member, &c->jobs[unit]);
 }
 
 void score_jobs_run(struct engine *engine, struct stage *stage, struct score_job *jobs, size_t n)
@@ -81,10 +90,8 @@ bool sequence_accept(struct engine *engine, struct sequence *sequence, int32_t t
 
     if (!request->first_token_ns)
         request->first_token_ns = system_now_ns();
-    if (!given)
-        sampler_accept(sequence->sampler, token);
     sequence->n_generated++;
-    sequence->next_token = token;
+    sequence->tokens[sequence->n_tokens++] = token;
     if (!given && tokenizer_is_end(engine->tokenizer, token))
         finish = FINISH_STOP;
     else if (sequence->n_generated >= (given ? given->n_tokens : request->max_new))
@@ -110,13 +117,13 @@ void sequence_finish(struct engine *engine, struct sequence *sequence, const str
         return;
     sequence->finished = true;
     request->choice_cut |= error != NULL;
+    if (!error)
+        background_offer(engine, sequence);
     kv_table_close(engine->kv, &sequence->table);
     pthread_mutex_lock(&engine->stats_lock);
     engine->n_sequences--;
     pthread_mutex_unlock(&engine->stats_lock);
     bool last = --request->n_unfinished == 0;
-    if (last)
-        kv_pool_unreserve(engine->kv, request->n_pages_reserved);
     stage_nudge(&engine->prefill); /* room for a waiting request */
     if (!last)
         return;

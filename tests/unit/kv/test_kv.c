@@ -1,4 +1,4 @@
-/* The page pool and its tables: reservations, sharing, layout, and what is given back. */
+/* The page pool and its tables: growth, sharing, layout, and what is given back. */
 #include "engine/base/mem.h"
 #include "engine/kv/kv.h"
 #include "tests/unit/check.h"
@@ -78,23 +78,6 @@ static void budget_that_no_machine_has_is_an_error(void **state)
     assert_int_equal(kv_pool_open(&wide, (size_t)1 << 50, &pool, &err), -ERROR_MEMORY);
     assert_null(pool);
     assert_true(err.message[0] != '\0');
-}
-
-static void reservation_is_bounded_by_the_pool(void **state)
-{
-    struct kv_pool *pool = open_pool(&half_layout, 10);
-
-    assert_true(kv_pool_reserve(pool, 4));
-    assert_false(kv_pool_reserve(pool, 7));
-    assert_false(kv_pool_reserve(pool, UINT32_MAX));
-    assert_true(kv_pool_reserve(pool, 6));
-    assert_false(kv_pool_reserve(pool, 1));
-    assert_true(kv_pool_reserve(pool, 0));
-    kv_pool_unreserve(pool, 3);
-    assert_false(kv_pool_reserve(pool, 4));
-    assert_true(kv_pool_reserve(pool, 3));
-    assert_int_equal(kv_pool_n_used(pool), 0); /* set aside is not used */
-    kv_pool_close(pool);
 }
 
 static void table_takes_pages_as_it_grows(void **state)
@@ -283,7 +266,6 @@ int main(void)
         cmocka_unit_test(pages_hold_32_tokens_each),
         cmocka_unit_test(budget_below_one_page_is_refused_with_both_numbers),
         cmocka_unit_test(budget_that_no_machine_has_is_an_error),
-        cmocka_unit_test(reservation_is_bounded_by_the_pool),
         cmocka_unit_test(table_takes_pages_as_it_grows),
         cmocka_unit_test(fork_shares_full_pages_and_copies_the_part_filled_one),
         cmocka_unit_test(fork_at_a_page_boundary_copies_nothing),

@@ -89,6 +89,7 @@ struct engine_options rig_options(const struct rig_files *files)
         .prefill_threads = 2,
         .decode_threads = 2,
         .max_sequences = 16,
+        .no_background = true,
     };
 }
 

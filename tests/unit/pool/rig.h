@@ -25,7 +25,8 @@ int rig_remove_files(void **state);
 struct tiny rig_full_model(void);
 struct tiny rig_other_model(void);
 
-/* Small pools, 2 + 2 threads, float weights and KV, a context of 512 tokens. */
+/* Small pools, 2 + 2 threads, float weights and KV, a context of 512 tokens, nothing read in the
+ * background. */
 struct engine_options rig_options(const struct rig_files *files);
 struct engine *rig_open(const struct engine_options *options);
 

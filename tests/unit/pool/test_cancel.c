@@ -182,25 +182,6 @@ static void ended_choice_makes_room(void **state)
     free(short_one);
 }
 
-/* Pages are set aside for the worst case, so a request waits rather than fail half way. */
-static void waiting_request_gets_the_pages_of_another(void **state)
-{
-    struct engine_options o = long_options(*state);
-    o.kv_bytes = (size_t)1200 * 2 * 2 * 2 * 8 * 32 * 2;
-    o.context = 1000 * 32;
-    struct engine *engine = rig_open(&o);
-    struct rig_result first, second;
-    rig_submit(engine, endless(), &first); /* 939 of 1200 pages */
-    rig_wait_until(engine, one_decodes);
-    rig_submit(engine, endless(), &second);
-    rig_wait_until(engine, one_waits);
-    cancel_and_collect(engine, &first);
-    rig_wait_until(engine, one_decodes);
-    cancel_and_collect(engine, &second);
-    rig_wait_until(engine, rig_is_idle);
-    engine_close(engine);
-}
-
 static void full_queue_is_busy(void **state)
 {
     struct engine_options o = long_options(*state);
@@ -455,7 +436,6 @@ int main(void)
         cmocka_unit_test(cancelled_at_once),
         cmocka_unit_test(waiting_request_runs_when_there_is_room),
         cmocka_unit_test(ended_choice_makes_room),
-        cmocka_unit_test(waiting_request_gets_the_pages_of_another),
         cmocka_unit_test(full_queue_is_busy),
         cmocka_unit_test(full_token_queue_is_busy),
         cmocka_unit_test(drain_ends_what_runs_and_takes_nothing_new),

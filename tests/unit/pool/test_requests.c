@@ -380,20 +380,26 @@ static void field_out_of_range_is_refused_by_submit(void **state)
     refused_at_once(rig_request(NULL, 0), "exactly one");
 }
 
-static void choices_that_no_memory_can_hold_are_an_error(void **state)
+static void choices_that_do_not_fit_at_once_take_turns(void **state)
 {
     struct engine_options o = rig_options(*state);
     struct engine *roomy = engine;
-    o.context = 64;
-    o.kv_bytes = 8 * 2 * 2 * 2 * 8 * 32 * sizeof(float); /* 8 pages */
-    engine = rig_open(&o);
     struct engine_request r = rig_request(prompt, 20);
-    r.n = 4;
+    r.n = 6;
     r.max_tokens = 44;
-    struct rig_result *fits = run_ok(r); /* 2 pages each */
-    free(fits);
-    r.n = 5;
-    expect_error(r, ERROR_INVALID, "need 10 KV pages, the server has 8");
+    r.ignore_eos = true;
+    o.context = 64;
+    engine = rig_open(&o);
+    struct rig_result *at_once = run_ok(r);
+    engine_close(engine);
+    o.kv_bytes = 5 * 2 * 2 * 2 * 8 * 32 * sizeof(float); /* 5 pages, and each choice takes 2 */
+    engine = rig_open(&o);
+    struct rig_result *in_turns = run_ok(r);
+    for (int i = 0; i < 6; i++)
+        rig_expect_same_choice(&at_once->choices[i], &in_turns->choices[i]);
+    assert_true(in_turns->usage.n_preemptions > 0);
+    free(at_once);
+    free(in_turns);
     rig_wait_until(engine, rig_is_idle);
     engine_close(engine);
     engine = roomy;
@@ -435,7 +441,7 @@ int main(void)
         cmocka_unit_test(answer_ends_where_the_context_does),
         cmocka_unit_test(bad_prompt_is_an_error),
         cmocka_unit_test(field_out_of_range_is_refused_by_submit),
-        cmocka_unit_test(choices_that_no_memory_can_hold_are_an_error),
+        cmocka_unit_test(choices_that_do_not_fit_at_once_take_turns),
         cmocka_unit_test(model_without_a_template_serves_text_only),
     };
     return cmocka_run_group_tests(tests, open_engine, close_engine);

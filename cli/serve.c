@@ -4,8 +4,10 @@
 #include "engine/base/log.h"
 #include "engine/base/mem.h"
 #include "engine/engine.h"
+#include "server/sandbox.h"
 #include "server/server.h"
 
+#include <libgen.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,7 +37,8 @@ static void append_url(struct buf *out, const struct loader *loader)
 {
     const char *host = loader->settings->host;
 
-    buf_printf(out, strchr(host, ':') ? "http://[%s]:%u" : "http://%s:%u", host,
+    buf_printf(out, strchr(host, ':') ? "%s://[%s]:%u" : "%s://%s:%u",
+               *loader->settings->tls_cert ? "https" : "http", host,
                (unsigned)server_port(loader->server));
 }
 
@@ -67,6 +70,42 @@ static void announce(const struct loader *loader)
         log_info("ready on %s", line.data);
 }
 
+static bool has_sandbox(const struct settings *settings)
+{
+    return strcmp(settings->sandbox, "off") != 0;
+}
+
+/* From here on the process reads the model's files and the key file, and no others. */
+static int drop_files(const struct settings *settings, struct error *err)
+{
+    const char *const readable[] = {settings->model, settings->pruned, "/proc", "/sys",
+                                    NULL /* the key file's folder: editors replace the file */};
+    const char *paths[sizeof(readable) / sizeof(readable[0])];
+    _cleanup_mem_ char *folder = mem_strdup(settings->api_key_file);
+    struct error why;
+
+    if (!has_sandbox(settings))
+        return 0;
+    if (!folder)
+        return error_memory(err, "api-key-file", strlen(settings->api_key_file));
+    memcpy(paths, readable, sizeof(paths));
+    if (*folder)
+        paths[4] = dirname(folder);
+    if (sandbox_files(paths, sizeof(paths) / sizeof(paths[0]), &why) < 0)
+        log_warn("sandbox: files stay open to the process: %s", why.message);
+    return 0;
+}
+
+static void drop_calls(const struct settings *settings)
+{
+    struct error why;
+
+    if (!has_sandbox(settings))
+        return;
+    if (sandbox_calls(&why) < 0)
+        log_warn("sandbox: all system calls stay open to the process: %s", why.message);
+}
+
 static void *load(void *arg)
 {
     struct loader *loader = arg;
@@ -85,6 +124,7 @@ static void *load(void *arg)
         return NULL;
     }
     announce(loader);
+    drop_calls(loader->settings);
     server_set_engine(loader->server, loader->engine);
     return NULL;
 }
@@ -121,7 +161,17 @@ static int open_server(const struct settings *settings, struct server **ret_serv
     options.max_body_bytes = settings->max_body;
     options.max_bodies_bytes = settings->max_bodies;
     options.max_connections = settings->max_connections;
+    options.max_connections_per_address = settings->max_connections_per_address;
     options.idle_seconds = settings->idle_seconds;
+    options.header_seconds = settings->header_seconds;
+    options.body_seconds = settings->body_seconds;
+    options.api_key_file = settings->api_key_file;
+    options.allow_open = strcmp(settings->allow_open, "yes") == 0;
+    options.requests_per_minute = settings->requests_per_minute;
+    options.tokens_per_minute = settings->tokens_per_minute;
+    options.tls_certificate = settings->tls_cert;
+    options.tls_key = settings->tls_key;
+    options.cors_origins = settings->cors_origins;
     options.ping_seconds = settings->ping_seconds;
     options.drain_seconds = settings->drain_seconds;
     options.stall_seconds = settings->stall_seconds;
@@ -136,6 +186,11 @@ static int run(const struct settings *settings, struct error *err)
 
     if (status < 0)
         return status;
+    status = drop_files(settings, err);
+    if (status < 0) {
+        server_close(loader.server);
+        return status;
+    }
     log_info("listening on %s port %u, loading %s", settings->host,
              (unsigned)server_port(loader.server), settings->model);
     int refused = pthread_create(&loader.thread, NULL, load, &loader);

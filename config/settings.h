@@ -43,7 +43,7 @@ struct setting_key {
     bool is_secret; /* settings_print hides the value */
 };
 
-#define SETTINGS_MAX_KEYS 40
+#define SETTINGS_MAX_KEYS 64
 
 struct settings {
     /* engine: what engine_open needs */
@@ -68,11 +68,22 @@ struct settings {
     size_t max_body;
     size_t max_bodies;
     uint32_t max_connections;
+    uint32_t max_connections_per_address;
     uint32_t idle_seconds;
+    uint32_t header_seconds;
+    uint32_t body_seconds;
     uint32_t ping_seconds;
     uint32_t drain_seconds;
     uint32_t stall_seconds;
-    char *api_keys;  /* separated by commas */
+    char *api_keys; /* separated by commas */
+    char *api_key_file;
+    char *allow_open; /* no, yes */
+    uint32_t requests_per_minute;
+    uint32_t tokens_per_minute;
+    char *tls_cert;
+    char *tls_key;
+    char *cors_origins;
+    char *sandbox;   /* auto, off */
     char *log_level; /* error, warn, info, debug */
 
     /* where each value came from, by index in the key table */

@@ -14,14 +14,18 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 /* A body that is too long is read and dropped up to this many times the limit, so that the client
  * is done sending and reads the 413; beyond it the connection is closed at once. */
 #define BODY_DISCARD_FACTOR 4
 #define STREAM_BLOCK_BYTES 8192
+#define PEM_MAX_BYTES (1 << 20)
+#define MAX_LATE_RUNS 1000                  /* at the end, to take in who has connected already */
 #define CONNECTION_MEMORY_BYTES (32 * 1024) /* limits request line and headers together */
 
 static const char OUT_OF_MEMORY[] =
@@ -87,6 +91,10 @@ void exchange_fail(struct exchange *x, const struct http_error *e)
     char seconds[16];
 
     x->server->metrics.rejected[e->reason]++;
+    if (e->retry_after_ms) {
+        snprintf(seconds, sizeof(seconds), "%u", e->retry_after_ms);
+        exchange_add_header(x, "retry-after-ms", seconds);
+    }
     if (e->retry_after_s) {
         snprintf(seconds, sizeof(seconds), "%u", e->retry_after_s);
         exchange_add_header(x, "retry-after", seconds);
@@ -136,6 +144,7 @@ static bool add_headers(struct exchange *x, struct MHD_Response *response)
 {
     bool ok = MHD_add_response_header(response, "x-request-id", x->id) == MHD_YES;
 
+    ok &= limits_add_headers(x, response) && cors_add_headers(x, response);
     if (x->dialect == DIALECT_ANTHROPIC) /* its clients know the id by another name */
         ok &= MHD_add_response_header(response, "request-id", x->id) == MHD_YES;
     for (unsigned i = 0; i < x->n_headers; i++)
@@ -191,6 +200,7 @@ static enum MHD_Result queue_answer(struct exchange *x)
     if (response)
         MHD_destroy_response(response); /* drops our reference; the queue holds its own */
     x->phase = EXCHANGE_QUEUED;
+    guard_answer(x->client);
     x->server->metrics.replies[route_index(x->route)][x->status / 100]++;
     return result;
 }
@@ -224,6 +234,10 @@ static struct exchange *exchange_open(struct server *server, struct MHD_Connecti
     snprintf(x->method, sizeof(x->method), "%s", method);
     snprintf(x->path, sizeof(x->path), "%s", url);
     choose_id(x);
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    x->client = info ? info->socket_context : NULL;
+    guard_begin(x->client, x);
     x->next = server->exchanges;
     if (x->next)
         x->next->prev = x;
@@ -249,7 +263,7 @@ static bool begin_receiving(struct exchange *x)
     char *end;
 
     if (!x->early.status && x->route && x->route->needs_key)
-        auth_check(x->server, x->connection, &x->early);
+        keys_check(x, &x->early);
     if (!text)
         return true;
     errno = 0;
@@ -365,6 +379,8 @@ static void exchange_close(struct exchange *x, bool was_sent)
     if (x->job)
         job_detach(x->job); /* a stream that was cut ends its work here */
     log_exchange(x, was_sent);
+    guard_end(x->client);
+    server->last_activity_ns = system_now_ns();
     if (x->prev)
         x->prev->next = x->next;
     else
@@ -391,8 +407,8 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **s
 {
     struct server *server = cls;
 
-    (void)socket_cls;
     if (code != MHD_CONNECTION_NOTIFY_STARTED) {
+        guard_close(*socket_cls);
         server->metrics.connections--;
         /* At a limit of connections or descriptors the daemon takes its listening socket out of the
          * poll set, and puts it back only at its next run. */
@@ -401,10 +417,12 @@ static void on_connection(void *cls, struct MHD_Connection *connection, void **s
     }
     server->metrics.connections++;
     server->metrics.connections_total++;
+    server->last_activity_ns = system_now_ns();
     /* A token is a small write; it must not wait for the acknowledgement of the one before. */
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
     int on = 1;
+    *socket_cls = info ? guard_open(server, info->connect_fd) : NULL;
     if (info)
         setsockopt(info->connect_fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
@@ -420,20 +438,82 @@ __attribute__((format(printf, 2, 0))) static void on_daemon_log(void *cls, const
     log_debug("http: %s", text);
 }
 
+/* A whole file, NUL-terminated, for the daemon, which takes text. */
+static int read_file(const char *path, struct buf *out, struct error *err)
+{
+    FILE *file = fopen(path, "re");
+    char block[4096];
+    size_t n;
+
+    if (!file)
+        return error_set(err, ERROR_IO, "%s: %s", path, strerror(errno));
+    while ((n = fread(block, 1, sizeof(block), file)) > 0 && out->len < PEM_MAX_BYTES)
+        buf_append(out, block, n);
+    fclose(file);
+    if (out->failed)
+        return error_memory(err, path, out->len);
+    if (out->len == 0 || out->len >= PEM_MAX_BYTES)
+        return error_set(err, ERROR_INVALID, "%s: a PEM file of at most %d bytes expected", path,
+                         PEM_MAX_BYTES);
+    return 0;
+}
+
+/* `tls` is [3]: two entries and the end, or the end at once. The daemon reads the texts while it
+ * starts and does not keep them. */
+static int start_daemon(struct server *server, int listen_fd, unsigned flags,
+                        struct MHD_OptionItem *tls, struct error *err)
+{
+    const struct server_options *o = &server->options;
+
+    server->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG | flags, 0, NULL, NULL,
+        on_access, server, MHD_OPTION_EXTERNAL_LOGGER, on_daemon_log, NULL,
+        MHD_OPTION_LISTEN_SOCKET, listen_fd, MHD_OPTION_CONNECTION_LIMIT, o->max_connections,
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, o->max_connections_per_address,
+        MHD_OPTION_CONNECTION_TIMEOUT, o->idle_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
+    if (server->daemon)
+        return 0;
+    return error_set(err, ERROR_IO, "the HTTP daemon could not be started%s",
+                     flags ? ": are tls-cert and tls-key a matching pair of PEM files?" : "");
+}
+
 int http_start(struct server *server, int listen_fd, struct error *err)
 {
-    server->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_access,
-        server, MHD_OPTION_EXTERNAL_LOGGER, on_daemon_log, NULL, MHD_OPTION_LISTEN_SOCKET,
-        listen_fd, MHD_OPTION_CONNECTION_LIMIT, server->options.max_connections,
-        MHD_OPTION_CONNECTION_TIMEOUT, server->options.idle_seconds,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY_BYTES,
-        MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
-        on_connection, server, MHD_OPTION_END);
-    if (!server->daemon)
-        return error_set(err, ERROR_IO, "the HTTP daemon could not be started: %s",
-                         strerror(errno));
-    return 0;
+    _cleanup_buf_ struct buf certificate = {0};
+    _cleanup_buf_ struct buf key = {0};
+    struct MHD_OptionItem tls[4] = {{MHD_OPTION_END, 0, NULL}};
+
+    if (!server->options.tls_certificate)
+        return start_daemon(server, listen_fd, 0, tls, err);
+    if (MHD_is_feature_supported(MHD_FEATURE_SSL) != MHD_YES)
+        return error_set(err, ERROR_UNSUPPORTED, "tls-cert: this libmicrohttpd has no TLS");
+    if (read_file(server->options.tls_certificate, &certificate, err) < 0 ||
+        read_file(server->options.tls_key, &key, err) < 0)
+        return -(int)err->code;
+    tls[0] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_CERT, 0, certificate.data};
+    tls[1] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_KEY, 0, key.data};
+    tls[2] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_PRIORITIES, 0,
+                                     "SECURE128:+SECURE192:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"};
+    tls[3] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
+    return start_daemon(server, listen_fd, MHD_USE_TLS, tls, err);
+}
+
+void http_stop_listening(struct server *server)
+{
+    const union MHD_DaemonInfo *info =
+        server->daemon ? MHD_get_daemon_info(server->daemon, MHD_DAEMON_INFO_LISTEN_FD) : NULL;
+    struct pollfd waiting = {.fd = info ? info->listen_fd : -1, .events = POLLIN};
+
+    if (waiting.fd < 0)
+        return;
+    for (int i = 0; i < MAX_LATE_RUNS && poll(&waiting, 1, 0) == 1; i++)
+        MHD_run(server->daemon);
+    int fd = MHD_quiesce_daemon(server->daemon);
+    if (fd >= 0)
+        close(fd);
+    server->needs_pump = true;
 }
 
 void http_stop(struct server *server)

@@ -101,14 +101,14 @@ void handle_health(struct exchange *x)
     struct http_error e;
     struct buf body = {0};
 
-    if (server_check_ready(server, &e) < 0) {
+    if (server->state != SERVER_READY) {
+        server_say_unready(server, &e);
         reply_unhealthy(x, server->state == SERVER_LOADING ? "loading" : "draining", &e);
         return;
     }
+    double age_s;
     engine_get_stats(server->engine, &stats);
-    double age_s = stats.prefill_tick_age_s > stats.decode_tick_age_s ? stats.prefill_tick_age_s
-                                                                      : stats.decode_tick_age_s;
-    if (server->options.stall_seconds && age_s > server->options.stall_seconds) {
+    if (server_is_stalled(server, &age_s)) {
         http_error_set(&e, 503, "engine_stalled",
                        "The engine has work but has not finished a step for %.0f seconds.", age_s);
         reply_unhealthy(x, "stalled", &e);

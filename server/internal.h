@@ -11,6 +11,8 @@
 #include "engine/base/buf.h"
 #include "engine/engine.h"
 #include "server/errors.h"
+#include "server/guard.h"
+#include "server/keys.h"
 #include "server/metrics.h"
 #include "server/server.h"
 
@@ -25,7 +27,9 @@ enum server_state { SERVER_LOADING, SERVER_READY, SERVER_DRAINING, SERVER_STOPPE
 
 struct server {
     struct server_options options;
-    char **keys; /* copies of options.api_keys */
+    struct api_key *keys;
+    struct api_key everybody; /* whose allowance counts when no key is needed */
+    bool needs_key;
 
     uv_loop_t loop;
     uv_async_t wake;       /* the engine has output: server_wake, any thread */
@@ -33,7 +37,7 @@ struct server {
     uv_poll_t daemon_poll; /* libmicrohttpd's epoll descriptor */
     uv_timer_t daemon_timer;
     uv_timer_t tick; /* once a second: pings, drain deadline, descriptors */
-    uv_signal_t sigterm, sigint;
+    uv_signal_t sigterm, sigint, sighup;
     bool loop_is_open;
     struct MHD_Daemon *daemon;
     uint16_t port;
@@ -52,9 +56,12 @@ struct server {
     time_t ready_time; /* `created` of the model list */
     uint64_t open_ns;
     uint64_t drain_deadline_ns;
-    bool drain_is_over; /* the deadline passed: what still ran was cancelled */
+    uint64_t last_activity_ns;          /* a connection came or a request ended */
+    uint64_t watchdog_ns, last_sign_ns; /* the service manager's, 0: none expected */
+    bool drain_is_over;                 /* the deadline passed: what still ran was cancelled */
 
     struct exchange *exchanges; /* doubly linked */
+    struct client *clients;     /* doubly linked; open connections */
     struct job *jobs;           /* doubly linked; those the engine still holds, and finished ones
                                    whose stream is being sent */
     uint32_t n_jobs;
@@ -92,6 +99,8 @@ struct request;
 struct exchange {
     struct server *server;
     struct MHD_Connection *connection;
+    struct client *client; /* NULL: unguarded */
+    struct api_key *key;   /* what it came with; NULL where none is asked for */
     struct exchange *prev, *next;
     const struct route *route; /* NULL: no such path or method */
     char method[8];
@@ -129,6 +138,7 @@ struct route {
     const char *path; /* a trailing '*' matches any tail */
     void (*handle)(struct exchange *x);
     bool needs_key;
+    bool is_limited;   /* counts for a key's rate */
     bool is_quiet;     /* logged at debug level only */
     const char *label; /* for http_requests_total */
 };
@@ -144,6 +154,8 @@ void route_allowed_methods(const char *url, struct buf *out); /* "GET, HEAD, OPT
 /* http.c: the daemon's callbacks and the exchange's life. */
 int http_start(struct server *server, int listen_fd, struct error *err);
 void http_stop(struct server *server);
+/* Takes in who has connected already, then nobody any more. */
+void http_stop_listening(struct server *server);
 /* Takes *body over. Extra headers are added before. */
 void exchange_reply(struct exchange *x, unsigned status, const char *content_type,
                     struct buf *body);
@@ -162,18 +174,21 @@ void watch_stop(struct exchange *x);
 /* loop.c */
 void server_pump(struct server *server);
 void server_drain(struct server *server);
+/* Whether a stage that has work made no step for options.stall_seconds; and for how long. */
+bool server_is_stalled(const struct server *server, double *ret_age_s);
 /* 24 random characters of [0-9a-f] and a NUL. */
 void server_new_id(struct server *server, char id[25]);
 /* 0, or *e says that the server is loading or draining. */
 int server_check_ready(const struct server *server, struct http_error *e);
+void server_say_unready(const struct server *server, struct http_error *e);
 
-/* listen.c */
-int listen_open(const char *host, uint16_t port, int *ret_fd, uint16_t *ret_port,
+/* listen.c. With only_local an address that other machines reach is ERROR_INVALID. */
+int listen_open(const char *host, uint16_t port, bool only_local, int *ret_fd, uint16_t *ret_port,
                 struct error *err);
+uint16_t listen_port(int fd);
 
-/* auth.c */
-int auth_check(const struct server *server, struct MHD_Connection *connection,
-               struct http_error *e);
+/* cors.c */
+bool cors_add_headers(struct exchange *x, struct MHD_Response *response);
 
 /* Handlers. */
 void handle_chat_completions(struct exchange *x); /* generate.c */

@@ -243,7 +243,10 @@ static void write_facts(const struct job *job, struct exchange_facts *facts)
 /* The exchange has its reply; it goes on without the job. */
 static void release_exchange(struct job *job)
 {
-    write_facts(job, &job->exchange->facts);
+    struct exchange_facts *facts = &job->exchange->facts;
+
+    write_facts(job, facts);
+    limits_charge(job->exchange, facts->prompt_tokens + facts->completion_tokens);
     job->exchange->job = NULL;
     job->exchange = NULL;
 }

@@ -24,7 +24,7 @@ static int open_one(const struct addrinfo *address)
     return -1;
 }
 
-static uint16_t bound_port(int fd)
+uint16_t listen_port(int fd)
 {
     union {
         struct sockaddr any;
@@ -39,7 +39,16 @@ static uint16_t bound_port(int fd)
     return ntohs(port);
 }
 
-int listen_open(const char *host, uint16_t port, int *ret_fd, uint16_t *ret_port, struct error *err)
+static bool is_local(const struct addrinfo *address)
+{
+    if (address->ai_family == AF_INET6)
+        return IN6_IS_ADDR_LOOPBACK(&((struct sockaddr_in6 *)address->ai_addr)->sin6_addr);
+    uint32_t v4 = ntohl(((struct sockaddr_in *)address->ai_addr)->sin_addr.s_addr);
+    return v4 >> 24 == IN_LOOPBACKNET;
+}
+
+int listen_open(const char *host, uint16_t port, bool only_local, int *ret_fd, uint16_t *ret_port,
+                struct error *err)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     struct addrinfo *list = NULL;
@@ -50,6 +59,14 @@ int listen_open(const char *host, uint16_t port, int *ret_fd, uint16_t *ret_port
     int code = getaddrinfo(host, service, &hints, &list);
     if (code != 0)
         return error_set(err, ERROR_IO, "host %s: %s", host, gai_strerror(code));
+    for (const struct addrinfo *a = list; a; a = a->ai_next)
+        if (only_local && !is_local(a)) {
+            freeaddrinfo(list);
+            return error_set(err, ERROR_INVALID,
+                             "host %s: other machines would reach the server without an API key; "
+                             "set api-key-file or api-keys, or allow-open: yes",
+                             host);
+        }
     for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next)
         fd = open_one(a);
     int saved = errno;
@@ -58,6 +75,6 @@ int listen_open(const char *host, uint16_t port, int *ret_fd, uint16_t *ret_port
         return error_set(err, ERROR_IO, "cannot listen on %s port %u: %s", host, port,
                          strerror(saved));
     *ret_fd = fd;
-    *ret_port = bound_port(fd);
+    *ret_port = listen_port(fd);
     return 0;
 }

@@ -7,6 +7,7 @@
 #include "server/internal.h"
 #include "server/job.h"
 #include "server/json_read.h"
+#include "server/supervisor.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -18,6 +19,11 @@
 #define MAX_OUTPUTS_A_TURN 512
 /* After the drain deadline: time for cancelled work to end and last bytes to leave. */
 #define END_GRACE_NS ((uint64_t)2 * 1000 * 1000 * 1000)
+/* While draining: an open connection on which nothing has come for so long is taken to be at rest.
+ * Until then a request may be on its way. */
+#define DRAIN_QUIET_NS ((uint64_t)500 * 1000 * 1000)
+#define TICK_MS 1000
+#define DRAIN_TICK_MS 50
 
 const struct server_options SERVER_DEFAULTS = {
     .host = "127.0.0.1",
@@ -26,6 +32,8 @@ const struct server_options SERVER_DEFAULTS = {
     .max_bodies_bytes = (size_t)256 << 20,
     .max_connections = 1024,
     .idle_seconds = 75,
+    .header_seconds = 30,
+    .body_seconds = 120,
     .ping_seconds = 15,
     .drain_seconds = 30,
     .stall_seconds = 60,
@@ -64,14 +72,15 @@ static void stop_loop(struct server *server)
     uv_stop(&server->loop);
 }
 
-/* Draining is over when nobody waits for an answer any more and the engine holds nothing. */
+/* Draining is over when the engine holds nothing, no request is being received or answered, and
+ * the connections that are still open are at rest. */
 static void end_if_drained(struct server *server)
 {
-    if (server->state != SERVER_DRAINING || server->jobs)
+    if (server->state != SERVER_DRAINING || server->jobs || server->exchanges)
         return;
-    for (struct exchange *x = server->exchanges; x; x = x->next)
-        if (x->phase != EXCHANGE_RECEIVING)
-            return;
+    if (server->metrics.connections > 0 &&
+        system_now_ns() - server->last_activity_ns < DRAIN_QUIET_NS)
+        return;
     stop_loop(server);
 }
 
@@ -95,17 +104,27 @@ static void on_wake(uv_async_t *async)
     end_if_drained(server);
 }
 
+static void on_tick(uv_timer_t *timer);
+
+/* Nobody who connected is turned away: what has arrived or arrives on an open connection is still
+ * answered, with `connection: close`. New connections find the port closed, or, where a service
+ * manager holds it, wait for the next process. */
 void server_drain(struct server *server)
 {
     if (server->state == SERVER_DRAINING || server->state == SERVER_STOPPED)
         return;
+    bool is_loading = server->state == SERVER_LOADING;
     log_info("draining: %u requests have %u s to finish", server->n_jobs,
              server->options.drain_seconds);
+    supervisor_notify("STOPPING=1");
+    http_stop_listening(server);
     server->state = SERVER_DRAINING;
+    server->last_activity_ns = system_now_ns();
+    uv_timer_start(&server->tick, on_tick, DRAIN_TICK_MS, DRAIN_TICK_MS);
     server->drain_deadline_ns =
         system_now_ns() + (uint64_t)server->options.drain_seconds * 1000000000u;
-    if (server->engine)
-        engine_drain(server->engine);
+    if (is_loading)
+        stop_loop(server); /* there is nothing to finish */
     end_if_drained(server);
 }
 
@@ -120,15 +139,30 @@ static void watch_deadline(struct server *server, uint64_t now_ns)
     }
     log_warn("the time to finish is over: %u requests are cancelled", server->n_jobs);
     server->drain_is_over = true;
+    if (server->engine)
+        engine_drain(server->engine);
     server->drain_deadline_ns = now_ns + END_GRACE_NS;
     for (struct job *job = server->jobs; job; job = job->next)
         job_cancel(job);
+}
+
+/* A sign of life for the service manager, unless the engine hangs. */
+static void give_sign(struct server *server, uint64_t now_ns)
+{
+    if (!server->watchdog_ns || now_ns - server->last_sign_ns < server->watchdog_ns ||
+        server_is_stalled(server, NULL))
+        return;
+    server->last_sign_ns = now_ns;
+    supervisor_notify("WATCHDOG=1");
 }
 
 static void on_tick(uv_timer_t *timer)
 {
     struct server *server = timer->data;
     uint64_t now_ns = system_now_ns();
+
+    guard_check(server, now_ns);
+    give_sign(server, now_ns);
 
     for (struct job *job = server->jobs; job; job = job->next)
         job_ping(job, now_ns);
@@ -149,6 +183,22 @@ static void on_signal(uv_signal_t *handle, int number)
         server_drain(server);
 }
 
+static void on_hangup(uv_signal_t *handle, int number)
+{
+    struct server *server = handle->data;
+    struct error err;
+
+    (void)number;
+    if (!server->options.api_key_file) {
+        log_info("SIGHUP received: there is no api-key-file to read again");
+        return;
+    }
+    if (keys_reload(server, &err) < 0)
+        log_error("SIGHUP received: the keys stay as they were: %s", err.message);
+    else
+        log_info("SIGHUP received: keys read again from %s", server->options.api_key_file);
+}
+
 static void take_engine(struct server *server)
 {
     struct engine *engine = atomic_load(&server->pending_engine);
@@ -167,8 +217,7 @@ static void take_engine(struct server *server)
     }
     if (server->state == SERVER_LOADING)
         server->state = SERVER_READY;
-    else
-        engine_drain(engine);
+    supervisor_notify("READY=1");
     uv_async_send(&server->wake); /* a wake before this moment was not listened to */
 }
 
@@ -185,11 +234,31 @@ static void on_control(uv_async_t *async)
         server_drain(server);
 }
 
+bool server_is_stalled(const struct server *server, double *ret_age_s)
+{
+    struct engine_stats stats;
+
+    if (!server->engine || !server->options.stall_seconds)
+        return false;
+    engine_get_stats(server->engine, &stats);
+    double age_s = stats.prefill_tick_age_s > stats.decode_tick_age_s ? stats.prefill_tick_age_s
+                                                                      : stats.decode_tick_age_s;
+    if (ret_age_s)
+        *ret_age_s = age_s;
+    return age_s > server->options.stall_seconds;
+}
+
 int server_check_ready(const struct server *server, struct http_error *e)
 {
-    if (server->state == SERVER_READY)
+    if (server->engine && !server->drain_is_over)
         return 0;
-    if (server->state == SERVER_LOADING) {
+    server_say_unready(server, e);
+    return -1;
+}
+
+void server_say_unready(const struct server *server, struct http_error *e)
+{
+    if (!server->engine) {
         http_error_set(e, 503, "model_loading", "Loading model");
         e->reason = REJECT_LOADING;
     } else {
@@ -197,7 +266,6 @@ int server_check_ready(const struct server *server, struct http_error *e)
                        "The server is shutting down. Please retry elsewhere or later.");
         e->reason = REJECT_DRAINING;
     }
-    return -1;
 }
 
 void server_new_id(struct server *server, char id[25])
@@ -252,22 +320,31 @@ uint16_t server_port(const struct server *server)
     return server->port;
 }
 
+/* NULL and "" are none. */
+static bool copy_text(const char *text, const char **ret_copy)
+{
+    if (!text || !text[0])
+        return true;
+    *ret_copy = mem_strdup(text);
+    return *ret_copy;
+}
+
 static int copy_options(struct server *server, const struct server_options *options,
                         struct error *err)
 {
-    server->options = *options;
-    server->options.n_api_keys = 0;
-    server->options.host = mem_strdup(options->host ? options->host : SERVER_DEFAULTS.host);
-    server->keys = mem_calloc(options->n_api_keys + 1, sizeof(*server->keys));
-    if (!server->options.host || !server->keys)
+    struct server_options *o = &server->options;
+
+    *o = *options;
+    o->host = o->api_key_file = o->tls_certificate = o->tls_key = o->cors_origins = NULL;
+    if (!copy_text(options->host ? options->host : SERVER_DEFAULTS.host, &o->host) ||
+        !copy_text(options->api_key_file, &o->api_key_file) ||
+        !copy_text(options->tls_certificate, &o->tls_certificate) ||
+        !copy_text(options->tls_key, &o->tls_key) ||
+        !copy_text(options->cors_origins, &o->cors_origins))
         return error_memory(err, "server options", 0);
-    for (size_t i = 0; i < options->n_api_keys; i++) {
-        server->keys[i] = mem_strdup(options->api_keys[i]);
-        if (!server->keys[i])
-            return error_memory(err, "API keys", 0);
-        server->options.n_api_keys++;
-    }
-    return 0;
+    if (!o->tls_certificate != !o->tls_key)
+        return error_set(err, ERROR_INVALID, "tls-cert and tls-key: both or none are needed");
+    return keys_open(server, options->api_keys, options->n_api_keys, err);
 }
 
 static int open_handles(struct server *server, struct error *err)
@@ -279,22 +356,27 @@ static int open_handles(struct server *server, struct error *err)
     server->loop_is_open = true;
     server->wake.data = server->control.data = server;
     server->daemon_timer.data = server->tick.data = server;
-    server->sigterm.data = server->sigint.data = server;
+    server->sigterm.data = server->sigint.data = server->sighup.data = server;
     if ((code = uv_async_init(&server->loop, &server->wake, on_wake)) < 0 ||
         (code = uv_async_init(&server->loop, &server->control, on_control)) < 0 ||
         (code = uv_timer_init(&server->loop, &server->daemon_timer)) < 0 ||
         (code = uv_timer_init(&server->loop, &server->tick)) < 0 ||
         (code = uv_signal_init(&server->loop, &server->sigterm)) < 0 ||
-        (code = uv_signal_init(&server->loop, &server->sigint)) < 0)
+        (code = uv_signal_init(&server->loop, &server->sigint)) < 0 ||
+        (code = uv_signal_init(&server->loop, &server->sighup)) < 0)
         return error_set(err, ERROR_IO, "event loop: %s", uv_strerror(code));
     return 0;
 }
 
 static int open_daemon(struct server *server, struct error *err)
 {
-    int fd, code;
+    const struct server_options *o = &server->options;
+    bool only_local = !o->allow_open && !keys_are_needed(server);
+    int code, fd = supervisor_take_socket();
 
-    if (listen_open(server->options.host, server->options.port, &fd, &server->port, err) < 0)
+    if (fd >= 0)
+        server->port = listen_port(fd); /* who handed it over decided who may reach it */
+    else if (listen_open(o->host, o->port, only_local, &fd, &server->port, err) < 0)
         return -1;
     if (http_start(server, fd, err) < 0) {
         close(fd);
@@ -336,9 +418,11 @@ int server_run(struct server *server, struct error *err)
     if (server->options.handle_signals) {
         uv_signal_start(&server->sigterm, on_signal, SIGTERM);
         uv_signal_start(&server->sigint, on_signal, SIGINT);
+        uv_signal_start(&server->sighup, on_hangup, SIGHUP);
     }
     uv_poll_start(&server->daemon_poll, UV_READABLE, on_daemon_readable);
-    uv_timer_start(&server->tick, on_tick, 1000, 1000);
+    uv_timer_start(&server->tick, on_tick, TICK_MS, TICK_MS);
+    server->watchdog_ns = supervisor_watchdog_ns();
     server_pump(server);
     uv_run(&server->loop, UV_RUN_DEFAULT);
 
@@ -347,6 +431,7 @@ int server_run(struct server *server, struct error *err)
         uv_run(&server->loop, UV_RUN_ONCE);
     uv_signal_stop(&server->sigterm);
     uv_signal_stop(&server->sigint);
+    uv_signal_stop(&server->sighup);
     uv_timer_stop(&server->tick);
     uv_poll_stop(&server->daemon_poll);
     uv_timer_stop(&server->daemon_timer);
@@ -378,10 +463,12 @@ void server_close(struct server *server)
         uv_run(&server->loop, UV_RUN_DEFAULT);
         uv_loop_close(&server->loop);
     }
-    for (size_t i = 0; i < server->options.n_api_keys; i++)
-        mem_free(server->keys[i]);
-    mem_free(server->keys);
+    keys_close(server);
     mem_free((void *)server->options.host);
+    mem_free((void *)server->options.api_key_file);
+    mem_free((void *)server->options.tls_certificate);
+    mem_free((void *)server->options.tls_key);
+    mem_free((void *)server->options.cors_origins);
     buf_free(&server->models_json);
     buf_free(&server->model_json);
     buf_free(&server->openapi_json);

@@ -157,12 +157,12 @@ static void write_engine(struct buf *out, const struct engine_info *info,
                 s->requests_waiting);
     write_gauge(out, "vllm:kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", label,
                 used);
-    write_counter(out, "vllm:prompt_tokens_total", "Prompt tokens processed.", label,
-                  s->prompt_tokens);
+    write_counter(out, "vllm:prompt_tokens_total", "Prompt tokens, cached ones too.", label,
+                  s->prompt_tokens + s->cached_tokens);
     write_counter(out, "vllm:generation_tokens_total", "Tokens generated.", label,
                   s->generated_tokens);
     write_counter(out, "vllm:prefix_cache_queries_total", "Prompt tokens looked up in the cache.",
-                  label, s->prompt_tokens);
+                  label, s->prompt_tokens_asked);
     write_counter(out, "vllm:prefix_cache_hits_total", "Prompt tokens found in the cache.", label,
                   s->cached_tokens);
     write_head(out, "vllm:cache_config_info", "gauge", "The KV cache's settings.");

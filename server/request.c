@@ -136,7 +136,7 @@ void request_run(struct exchange *x, const struct request_plan *plan)
                         .body = x->body};
     struct http_error e;
 
-    if (server_check_ready(server, &e) < 0) {
+    if (server_check_ready(server, &e) < 0 || limits_take(x, &e) < 0) {
         exchange_fail(x, &e);
         return;
     }

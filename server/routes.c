@@ -12,13 +12,13 @@ static void handle_options(struct exchange *x)
 #define LABEL(method, path) "handler=\"" path "\",method=\"" method "\""
 
 const struct route ROUTES[] = {
-    {"POST", "/v1/chat/completions", handle_chat_completions, .needs_key = true,
+    {"POST", "/v1/chat/completions", handle_chat_completions, .needs_key = true, .is_limited = true,
      .label = LABEL("POST", "/v1/chat/completions")},
-    {"POST", "/v1/completions", handle_completions, .needs_key = true,
+    {"POST", "/v1/completions", handle_completions, .needs_key = true, .is_limited = true,
      .label = LABEL("POST", "/v1/completions")},
-    {"POST", "/v1/responses", handle_responses, .needs_key = true,
+    {"POST", "/v1/responses", handle_responses, .needs_key = true, .is_limited = true,
      .label = LABEL("POST", "/v1/responses")},
-    {"POST", "/v1/messages", handle_messages, .needs_key = true,
+    {"POST", "/v1/messages", handle_messages, .needs_key = true, .is_limited = true,
      .label = LABEL("POST", "/v1/messages")},
     {"POST", "/v1/messages/count_tokens", handle_count_tokens, .needs_key = true,
      .label = LABEL("POST", "/v1/messages/count_tokens")},

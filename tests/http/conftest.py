@@ -124,6 +124,14 @@ class Server:
     def connect(self, timeout=10):
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
+    def accepts(self):
+        """Whether the port is open."""
+        try:
+            self.connect().close()
+            return True
+        except ConnectionRefusedError:
+            return False
+
     def log(self):
         return pathlib.Path(self.log_path).read_text()
 

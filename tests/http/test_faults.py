@@ -10,6 +10,8 @@ import http.client
 import openai
 import pytest
 
+from conftest import Reply
+
 CHAT = "/v1/chat/completions"
 
 
@@ -85,6 +87,17 @@ def test_stop_while_loading(start_fake):
     assert server.stop() == 0
 
 
+class Kept:
+    """A connection that stays open between requests."""
+    def __init__(self, server):
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        self.request("GET", "/version")
+
+    def request(self, method, path, body=None):
+        self.connection.request(method, path, json.dumps(body) if body else None)
+        return Reply(self.connection.getresponse())
+
+
 def stream_in_background(server, **fields):
     """Starts a long stream; returns (thread, result) once its first bytes are there."""
     result = {}
@@ -110,16 +123,56 @@ def test_sigterm_lets_running_answers_finish(start_fake):
     waiting = concurrent.futures.ThreadPoolExecutor().submit(
         server.post, CHAT, server.chat("!slow", max_tokens=40, ignore_eos=True))
     server.wait_until(lambda: server.metric("overfill_jobs") == 2)
+    kept = [Kept(server) for _ in range(2)]
     server.signal()
-    server.wait_until(lambda: server.get("/health").status == 503)
-    assert server.get("/health").json["status"] == "draining"
-    refused = server.post(CHAT, server.chat())
-    assert refused.status == 503 and refused.error["code"] == "server_shutting_down"
-    assert refused.headers["connection"].lower() == "close"
+    server.wait_until(lambda: not server.accepts())
+    # Who was connected is still served, once.
+    health = kept[0].request("GET", "/health")
+    assert health.status == 503 and health.json["status"] == "draining"
+    late = kept[1].request("POST", CHAT, server.chat("ab", temperature=0))
+    assert late.status == 200 and late.json["choices"][0]["message"]["content"] == "ab"
+    assert late.headers["connection"].lower() == health.headers["connection"].lower() == "close"
     thread.join(20)
     assert "cut" not in result and result["text"].endswith("data: [DONE]\n\n")
     assert waiting.result(20).json["usage"]["completion_tokens"] == 40
     assert server.process.wait(10) == 0
+
+
+def test_sigterm_under_load_fails_no_request(start_fake):
+    """16 clients send one request after another on connections of their own and are stopped in the
+    middle. Every request that was sent gets its whole answer; only connecting may be refused."""
+    server = start_fake("--drain", "20")
+    done, failures = [], []
+
+    def work(i):
+        while True:
+            try:
+                kept = Kept(server)
+            except OSError:
+                return  # the port is closed
+            while True:
+                try:
+                    reply = kept.request("POST", CHAT, server.chat("ab cd ef", max_tokens=20,
+                                                                   temperature=0, stream=i % 2 == 0))
+                except (OSError, http.client.HTTPException) as error:
+                    failures.append(repr(error))
+                    return
+                if reply.status != 200 or not ("[DONE]" in reply.text or "usage" in reply.text):
+                    failures.append(reply.text)
+                done.append(i)
+                if reply.headers.get("connection", "").lower() == "close":
+                    break
+
+    server.model
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    server.wait_until(lambda: len(done) > 200, 30)
+    server.signal()
+    for thread in threads:
+        thread.join(30)
+    assert server.process.wait(10) == 0
+    assert not failures, failures[:3]
 
 
 def test_drain_deadline_cancels(start_fake):
@@ -137,7 +190,7 @@ def test_second_signal_ends_at_once(start_fake):
     server = start_fake("--drain", "60")
     thread, result = stream_in_background(server, max_tokens=2000, ignore_eos=True)
     server.signal(signal.SIGINT)
-    server.wait_until(lambda: server.get("/health").status == 503)
+    server.wait_until(lambda: not server.accepts())
     start = time.monotonic()
     server.signal(signal.SIGINT)
     assert server.process.wait(10) == 0

@@ -1,6 +1,8 @@
 /* The server with the fake engine, as a program: what tests/http runs against when there is no
  * model. Options: --port, --load-ms, --drain, --ping, --token-us, --max-body, --connections N,
- * --key K. */
+ * --per-address N, --header-seconds N, --body-seconds N, --key K, --key-file F, --requests N and
+ * --tokens N (a minute), --host H, --allow-open 1, --tls-cert F, --tls-key F, --cors ORIGINS,
+ * --stall-seconds N. */
 #include "engine/base/log.h"
 #include "server/server.h"
 #include "tests/unit/server/fake_engine.h"
@@ -31,6 +33,54 @@ static void *load(void *user)
     return NULL;
 }
 
+static void read_option(const char *name, const char *text, struct server_options *options,
+                        struct loader *loader, const char **keys)
+{
+    long value = atol(text);
+    const struct {
+        const char *name;
+        unsigned *target;
+    } numbers[] = {{"--drain", &options->drain_seconds},
+                   {"--ping", &options->ping_seconds},
+                   {"--connections", &options->max_connections},
+                   {"--per-address", &options->max_connections_per_address},
+                   {"--header-seconds", &options->header_seconds},
+                   {"--body-seconds", &options->body_seconds},
+                   {"--stall-seconds", &options->stall_seconds},
+                   {"--idle-seconds", &options->idle_seconds},
+                   {"--requests", &options->requests_per_minute},
+                   {"--tokens", &options->tokens_per_minute},
+                   {"--token-us", &loader->options.token_us}};
+    const struct {
+        const char *name;
+        const char **target;
+    } texts[] = {{"--host", &options->host},
+                 {"--key-file", &options->api_key_file},
+                 {"--tls-cert", &options->tls_certificate},
+                 {"--tls-key", &options->tls_key},
+                 {"--cors", &options->cors_origins}};
+
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (strcmp(name, numbers[i].name) == 0)
+            *numbers[i].target = (unsigned)value;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        if (strcmp(name, texts[i].name) == 0)
+            *texts[i].target = text;
+    if (strcmp(name, "--port") == 0)
+        options->port = (uint16_t)value;
+    else if (strcmp(name, "--load-ms") == 0)
+        loader->load_ms = value;
+    else if (strcmp(name, "--max-body") == 0)
+        options->max_body_bytes = (size_t)value;
+    else if (strcmp(name, "--allow-open") == 0)
+        options->allow_open = value != 0;
+    else if (strcmp(name, "--key") == 0) {
+        keys[0] = text;
+        options->api_keys = keys;
+        options->n_api_keys = 1;
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct server_options options = SERVER_DEFAULTS;
@@ -39,28 +89,8 @@ int main(int argc, char **argv)
     const char *keys[1];
     pthread_t thread;
 
-    for (int i = 1; i + 1 < argc; i += 2) {
-        long value = atol(argv[i + 1]);
-        if (strcmp(argv[i], "--port") == 0)
-            options.port = (uint16_t)value;
-        else if (strcmp(argv[i], "--load-ms") == 0)
-            loader.load_ms = value;
-        else if (strcmp(argv[i], "--drain") == 0)
-            options.drain_seconds = (unsigned)value;
-        else if (strcmp(argv[i], "--ping") == 0)
-            options.ping_seconds = (unsigned)value;
-        else if (strcmp(argv[i], "--token-us") == 0)
-            loader.options.token_us = (unsigned)value;
-        else if (strcmp(argv[i], "--connections") == 0)
-            options.max_connections = (unsigned)value;
-        else if (strcmp(argv[i], "--max-body") == 0)
-            options.max_body_bytes = (size_t)value;
-        else if (strcmp(argv[i], "--key") == 0) {
-            keys[0] = argv[i + 1];
-            options.api_keys = keys;
-            options.n_api_keys = 1;
-        }
-    }
+    for (int i = 1; i + 1 < argc; i += 2)
+        read_option(argv[i], argv[i + 1], &options, &loader, keys);
     if (server_open(&options, &loader.server, &err) < 0) {
         fprintf(stderr, "%s\n", err.message);
         return 1;

@@ -64,7 +64,8 @@ static int take(void *user, size_t i, const struct engine_output *output, struct
         const struct engine_token *token = &output->tokens[t];
         if (token->token >= 0)
             rc = token_list_append(&a->tokens, &token->token, 1, err);
-        buf_append(&a->text, output->text + token->text_start, token->text_len);
+        if (token->text_len)
+            buf_append(&a->text, output->text + token->text_start, token->text_len);
         a->ends |= token->finish == FINISH_STOP;
     }
     return rc == 0 && a->text.failed ? error_memory(err, "answer", a->text.len) : rc;

@@ -18,6 +18,7 @@ static uint64_t article_of(const char *text)
     const char *best = text;
     size_t best_len = 0;
     while (*text) {
+        text += strspn(text, " ");
         size_t len = strcspn(text, ".!?\n");
         if (len > best_len) {
             best = text;

@@ -26,8 +26,8 @@ static const char MAGIC[16] = "overfill-rows-1";
 
 static uint64_t key_of(const struct eval_documents *documents, size_t n_score, size_t n_vocab)
 {
-    uint64_t shape[] = {documents->n_tokens, n_score, n_vocab, sizeof(float)};
-    uint64_t key = hash_bytes(HASH_START, shape, sizeof(shape));
+    uint64_t key = hash_bytes(HASH_START, &n_score, sizeof(n_score));
+    key = hash_bytes(key, &n_vocab, sizeof(n_vocab));
     for (size_t i = 0; i < documents->n; i++)
         key = hash_bytes(key, documents->list[i].tokens, documents->n_tokens * sizeof(int32_t));
     return key;

@@ -245,10 +245,12 @@ static int fill_report(struct nll *n, struct error *err)
         report->weights[d] = n->n_score;
         for (uint32_t t = 0; t < n->n_score; t++) {
             const struct token_measure *m = &n->measures[d * n->n_score + t];
-            values[0] += (double)m->nll / n->n_score;
-            values[1] += (double)m->kl / n->n_score;
-            values[2] += (double)m->agrees / n->n_score;
+            values[0] += (double)m->nll;
+            values[1] += (double)m->kl;
+            values[2] += m->agrees;
         }
+        for (size_t m = 0; m < 3; m++)
+            values[m] /= n->n_score;
     }
     fill_buckets(n);
     return 0;

@@ -33,7 +33,7 @@ static int read_file(const char *path, struct buf *data, struct error *err)
 static bool is_blank(const char *text, size_t len)
 {
     for (size_t i = 0; i < len; i++)
-        if (!strchr(" \t\r", text[i]))
+        if (!strchr(" \t\r\n", text[i]))
             return false;
     return true;
 }

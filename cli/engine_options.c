@@ -18,6 +18,7 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
         .pruned_path = none_if_empty(settings->pruned),
         .model_id = none_if_empty(settings->model_id),
         .chat_template = none_if_empty(settings->chat_template),
+        .decode_every = settings->every,
         .decode = mode < 0 ? DECODE_DEFAULT : (enum decode_mode)mode,
         .weights = strcmp(settings->weights, "f32") == 0  ? WEIGHT_F32
                    : strcmp(settings->weights, "q8") == 0 ? WEIGHT_Q8
@@ -31,5 +32,8 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
         .max_queue = settings->max_queue,
         .max_queue_tokens = settings->max_queue_tokens,
         .prefill_chunk_ms = settings->prefill_chunk_ms,
+        .no_prefix_cache = strcmp(settings->prefix_cache, "off") == 0,
+        .no_background = strcmp(settings->background, "off") == 0,
+        .shadow_rate = settings->shadow_rate,
     };
 }

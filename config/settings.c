@@ -31,6 +31,21 @@ static size_t *size_at(struct settings *settings, const struct setting_key *key)
     return (size_t *)((char *)settings + key->offset);
 }
 
+static double *share_at(struct settings *settings, const struct setting_key *key)
+{
+    return (double *)((char *)settings + key->offset);
+}
+
+static bool parse_share(const char *text, double *ret_share)
+{
+    char *end;
+
+    if (*text == '\0' || strspn(text, "0123456789.") != strlen(text))
+        return false;
+    *ret_share = strtod(text, &end);
+    return *end == '\0' && *ret_share <= 1;
+}
+
 /* Digits only: no sign, no blanks, no hexadecimal. *ret_end is where they stop. */
 static bool parse_digits(const char *text, unsigned long long *ret_value, const char **ret_end)
 {
@@ -94,6 +109,7 @@ static bool is_choice(const char *choices, const char *text)
 struct parsed {
     uint32_t uint;
     size_t size;
+    double share;
 };
 
 static int parse_value(const struct setting_key *key, const char *text, const char *where,
@@ -119,6 +135,11 @@ static int parse_value(const struct setting_key *key, const char *text, const ch
         return error_set(err, ERROR_INVALID,
                          "%s: a whole number from %u to %u expected, \"%s\" found", where, key->min,
                          key->max, text);
+    case SETTING_SHARE:
+        if (parse_share(text, &ret->share))
+            return 0;
+        return error_set(err, ERROR_INVALID, "%s: a number from 0 to 1 expected, \"%s\" found",
+                         where, text);
     case SETTING_SIZE:
         if (parse_size(text, &ret->size))
             return 0;
@@ -143,6 +164,8 @@ int settings_set(struct settings *settings, const struct setting_key *key, const
         *uint_at(settings, key) = parsed.uint;
     } else if (key->type == SETTING_SIZE) {
         *size_at(settings, key) = parsed.size;
+    } else if (key->type == SETTING_SHARE) {
+        *share_at(settings, key) = parsed.share;
     } else {
         char *copy = mem_strdup(text);
         if (!copy)
@@ -239,6 +262,9 @@ void settings_value_text(const struct settings *settings, const struct setting_k
         break;
     case SETTING_UINT:
         buf_printf(out, "%u", *uint_at(at, key));
+        break;
+    case SETTING_SHARE:
+        buf_printf(out, "%g", *share_at(at, key));
         break;
     case SETTING_SIZE:
         bytes = *size_at(at, key);

@@ -23,6 +23,7 @@ enum setting_type {
     SETTING_STRING, /* char *: "" stands for none */
     SETTING_CHOICE, /* char *: one of the choices */
     SETTING_UINT,   /* uint32_t within min..max */
+    SETTING_SHARE,  /* double within 0..1 */
     SETTING_SIZE,   /* size_t: bytes; text may end in kB, MB, GB, TB or KiB, MiB, GiB, TiB */
 };
 
@@ -51,7 +52,8 @@ struct settings {
     char *pruned;
     char *model_id;
     char *chat_template;
-    char *decode;  /* auto, pruned, full */
+    char *decode; /* auto, pruned, refresh, verify, full */
+    uint32_t every;
     char *weights; /* auto, q8, f32 */
     char *kv_type; /* f16, f32 */
     uint32_t context;
@@ -62,6 +64,9 @@ struct settings {
     uint32_t max_queue;
     uint32_t max_queue_tokens;
     uint32_t prefill_chunk_ms;
+    char *prefix_cache; /* on, off */
+    char *background;   /* on, off */
+    double shadow_rate;
     /* server */
     char *host;
     uint32_t port;

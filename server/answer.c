@@ -19,7 +19,14 @@ struct engine_usage answer_total_usage(const struct job *job)
         const struct engine_usage *u = &job->parts[i].usage;
         total.prompt_tokens += u->prompt_tokens;
         total.cached_tokens += u->cached_tokens;
+        total.matched_tokens += u->matched_tokens;
         total.completion_tokens += u->completion_tokens;
+        total.decode = u->decode;
+        total.decode_every = u->decode_every;
+        total.refreshed_tokens += u->refreshed_tokens;
+        total.drafted_tokens += u->drafted_tokens;
+        total.accepted_tokens += u->accepted_tokens;
+        total.n_preemptions += u->n_preemptions;
         total.queue_ms = u->queue_ms > total.queue_ms ? u->queue_ms : total.queue_ms;
         total.prefill_ms = u->prefill_ms > total.prefill_ms ? u->prefill_ms : total.prefill_ms;
         total.decode_ms = u->decode_ms > total.decode_ms ? u->decode_ms : total.decode_ms;
@@ -33,6 +40,29 @@ static uint32_t count_tokens(const struct job *job)
     for (uint32_t i = 0; i < job->n_choices; i++)
         n += job->choices[i].n_tokens;
     return n;
+}
+
+/* The dial's part of the usage: which models worked on it, and what of their work was used. */
+void answer_write_dial(struct buf *out, const struct job *job)
+{
+    const struct engine_info *info = &job->server->info;
+    struct engine_usage u = answer_total_usage(job);
+    const char *twin = info->pruned_path ? info->pruned_path : info->model_id;
+    const char *slash = strrchr(twin, '/');
+
+    if (u.decode == DECODE_FULL)
+        twin = info->model_id;
+    else if (slash && slash[1])
+        twin = slash + 1;
+    buf_append_str(out, "{\"prefill_model\":");
+    json_write_string(out, info->model_id, strlen(info->model_id));
+    buf_append_str(out, ",\"decode_model\":");
+    json_write_string(out, twin, strlen(twin));
+    buf_printf(out,
+               ",\"decode\":\"%s\",\"every\":%u,\"refreshed_tokens\":%u,\"drafted_tokens\":%u,"
+               "\"accepted_tokens\":%u,\"preemptions\":%u,\"matched_tokens\":%u}",
+               decode_mode_name(u.decode), u.decode_every, u.refreshed_tokens, u.drafted_tokens,
+               u.accepted_tokens, u.n_preemptions, u.matched_tokens);
 }
 
 void answer_write_usage(struct buf *out, const struct job *job, bool is_final)
@@ -49,7 +79,12 @@ void answer_write_usage(struct buf *out, const struct job *job, bool is_final)
     json_write_uint(out, (uint64_t)u.prompt_tokens + u.completion_tokens);
     buf_append_str(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
     json_write_uint(out, u.cached_tokens);
-    buf_append_str(out, "},\"completion_tokens_details\":{\"reasoning_tokens\":0}}");
+    buf_append_str(out, "},\"completion_tokens_details\":{\"reasoning_tokens\":0}");
+    if (is_final) {
+        buf_append_str(out, ",\"overfill\":");
+        answer_write_dial(out, job);
+    }
+    buf_append(out, "}", 1);
 }
 
 static void write_rate(struct buf *out, const char *stage, uint32_t n, double ms)

@@ -49,7 +49,7 @@
     "'continuous_usage_stats':{'type':'boolean'},'include_obfuscation':{'type':'boolean'}}}"
 #define SCHEMA_OVERFILL                                                                            \
     "{'type':'object','additionalProperties':false,'properties':{'decode':{'enum':['pruned',"      \
-    "'full']}}}"
+    "'refresh','verify','full']},'every':{'type':'integer','minimum':1,'maximum':256}}}"
 #define SCHEMA_TYPE_TEXT                                                                           \
     "{'type':'object','required':['type'],'properties':{'type':{'const':'text'}}}"
 #define SCHEMA_TEXT_FORMAT                                                                         \
@@ -177,7 +177,14 @@ static const struct field FIELDS[] = {
     {"logit_bias", ON_BOTH, FIELD_READ, .read = field_read_logit_bias, .schema = SCHEMA_BIAS,
      .help = "Token id to what is added to its logit, -100 to 100; up to 1024."},
     {"overfill", ON_GENERATE, FIELD_READ, .read = field_read_overfill, .schema = SCHEMA_OVERFILL,
-     .help = "`decode`: who writes the answer after the first token, `pruned` or `full`."},
+     .help = "The quality dial. `decode`: who writes the answer after the first token: `pruned` "
+             "(the twin), `refresh` (the twin, whose tokens the full model reads again after every "
+             "`every`), `verify` (the twin drafts `every`, the full model accepts or replaces "
+             "them), `full`. `every`: 1 to 256."},
+    {"priority", ON_GENERATE, FIELD_INT, RANGE(INT32_MIN, INT32_MAX), AT(priority), .preset = "0",
+     .help = "Lower goes first; requests of equal priority take turns by key."},
+    {"cache_prompt", ON_GENERATE, FIELD_BOOL, AT(cache_prompt), .preset = "true",
+     .help = "false: the prompt is neither looked for in the prefix cache nor kept there."},
     {"sse_ping_interval", ON_GENERATE, FIELD_DOUBLE, RANGE(-1, 3600), AT(ping_s),
      .help = "Seconds of silence after which a stream gets a comment line; -1: never."},
     {"response_format", ON_BOTH, FIELD_READ, .read = field_read_response_format,
@@ -197,7 +204,6 @@ static const struct field FIELDS[] = {
     {"safety_identifier", ON_BOTH | ON_RESPONSES, FIELD_ACCEPTED},
     {"prompt_cache_key", ON_BOTH | ON_RESPONSES, FIELD_ACCEPTED},
     {"prompt_cache_retention", ON_BOTH | ON_RESPONSES, FIELD_ACCEPTED},
-    {"cache_prompt", ON_BOTH, FIELD_ACCEPTED},
     {"parallel_tool_calls", ON_CHAT | ON_RESPONSES, FIELD_ACCEPTED,
      .help = "Says nothing without tools."},
     {"max_tool_calls", ON_RESPONSES, FIELD_ACCEPTED, .help = "Says nothing without tools."},
@@ -246,7 +252,6 @@ static const struct field FIELDS[] = {
     {"spaces_between_special_tokens", ON_BOTH, FIELD_UNSUPPORTED, .neutral = "true"},
     {"use_beam_search", ON_BOTH, FIELD_UNSUPPORTED},
     {"length_penalty", ON_BOTH, FIELD_UNSUPPORTED, .neutral = "1"},
-    {"priority", ON_BOTH, FIELD_UNSUPPORTED, .neutral = "0"},
     {"n_probs", ON_BOTH, FIELD_UNSUPPORTED, .neutral = "0"},
     {"n_predict", ON_BOTH, FIELD_UNSUPPORTED},
     {"n_keep", ON_BOTH, FIELD_UNSUPPORTED, .neutral = "0"},

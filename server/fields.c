@@ -253,6 +253,21 @@ static int check_counts(struct params *p, struct http_error *e)
     return 0;
 }
 
+static int check_dial(const struct params *p, const struct engine_info *info, struct http_error *e)
+{
+    enum decode_mode decode = p->decode == DECODE_DEFAULT ? info->decode : p->decode;
+
+    if (p->decode != DECODE_DEFAULT && p->decode != DECODE_FULL && !info->pruned_path)
+        return http_invalid(e, "overfill.decode", "unsupported_value",
+                            "Invalid 'overfill.decode': this server has no pruned model.");
+    if (p->decode_every && decode != DECODE_REFRESH && decode != DECODE_VERIFY)
+        return http_invalid(e, "overfill.every", "invalid_value",
+                            "Invalid 'overfill.every': it belongs to the decode modes 'refresh' "
+                            "and 'verify'; this request decodes as '%s'.",
+                            decode_mode_name(decode));
+    return 0;
+}
+
 /* Anthropic's way to put the beginning of the answer into the model's mouth. */
 static int check_last_message(const struct params *p, struct http_error *e)
 {
@@ -274,9 +289,8 @@ static int check_together(struct params *p, const struct engine_info *info, stru
                             "Invalid 'stream_options': it is only allowed when 'stream' is true.");
     if (p->sampling.top_k < 0)
         p->sampling.top_k = 0;
-    if (p->decode == DECODE_PRUNED && !info->pruned_path)
-        return http_invalid(e, "overfill.decode", "unsupported_value",
-                            "Invalid 'overfill.decode': this server has no pruned model.");
+    if (check_dial(p, info, e) < 0)
+        return -1;
     if (params_place_system(p, e) < 0)
         return -1;
     return check_tokens_in_vocab(p, info, e);
@@ -329,6 +343,7 @@ int params_read(struct params *ret_params, enum field_route route, cJSON *tree,
         .top_logprobs = -1,
         .sampling = SAMPLING_DEFAULTS,
         .ping_s = NAN,
+        .cache_prompt = true,
         .add_special_tokens = true,
         .add_generation_prompt = true,
         .parse_special = route == ON_TOKENIZE,

@@ -66,6 +66,9 @@ struct params {
     struct sampling_params sampling;
     bool seed_given;
     enum decode_mode decode;
+    uint32_t decode_every; /* 0: not given */
+    int32_t priority;
+    bool cache_prompt;
     double ping_s; /* llama-server's sse_ping_interval; < 0: never; NAN: the server's */
     /* tokenize */
     const char *content;

@@ -59,11 +59,12 @@ int field_read_stream_options(struct params *p, const char *name, const cJSON *v
                                   "stream_options.continuous_usage_stats", &p->continuous_usage, e);
 }
 
-/* {"decode": "pruned"|"full"}. The other modes of the quality dial are known but not built. */
+/* {"decode": "pruned"|"refresh"|"verify"|"full", "every": 1..256} */
 int field_read_overfill(struct params *p, const char *name, const cJSON *value,
                         struct http_error *e)
 {
     char param[96];
+    double every = 0;
 
     if (!cJSON_IsObject(value))
         return field_wrong_type(e, name, "an object", value);
@@ -71,21 +72,23 @@ int field_read_overfill(struct params *p, const char *name, const cJSON *value,
         snprintf(param, sizeof(param), "overfill.%.64s", member->string);
         if (cJSON_IsNull(member))
             continue;
+        if (strcmp(member->string, "every") == 0) {
+            if (field_read_integer(member, param, 1, ENGINE_MAX_EVERY, &every, e) < 0)
+                return -1;
+            p->decode_every = (uint32_t)every;
+            continue;
+        }
         if (strcmp(member->string, "decode") != 0)
             return field_unsupported(e, param);
         if (!cJSON_IsString(member))
             return field_wrong_type(e, param, "a string", member);
         int mode = decode_mode_from_name(member->valuestring);
-        if (mode == DECODE_PRUNED || mode == DECODE_FULL)
-            p->decode = (enum decode_mode)mode;
-        else if (strcmp(member->valuestring, "refresh") == 0 ||
-                 strcmp(member->valuestring, "verify") == 0)
-            return field_unsupported(e, param);
-        else
+        if (mode < 0)
             return http_invalid(e, param, "invalid_value",
-                                "Invalid value: '%.100s'. Supported values are: 'pruned' and "
-                                "'full'.",
+                                "Invalid value: '%.100s'. Supported values are: 'pruned', "
+                                "'refresh', 'verify' and 'full'.",
                                 member->valuestring);
+        p->decode = (enum decode_mode)mode;
     }
     return 0;
 }

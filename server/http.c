@@ -360,11 +360,12 @@ static void log_exchange(const struct exchange *x, bool was_sent)
     unsigned status = x->status ? x->status : 499; /* nginx's number for a client that left */
 
     if (f->finish)
-        log_info("%s %s %s %u prompt=%u cached=%u completion=%u queue_ms=%.1f prefill_ms=%.1f "
+        log_info("%s %s %s %u prompt=%u cached=%u matched=%u completion=%u queue_ms=%.1f "
+                 "prefill_ms=%.1f "
                  "decode_ms=%.1f total_ms=%.1f finish=%s%s",
                  x->id, x->method, x->path, status, f->prompt_tokens, f->cached_tokens,
-                 f->completion_tokens, f->queue_ms, f->prefill_ms, f->decode_ms, total_ms,
-                 f->finish, was_sent ? "" : " (client gone)");
+                 f->matched_tokens, f->completion_tokens, f->queue_ms, f->prefill_ms, f->decode_ms,
+                 total_ms, f->finish, was_sent ? "" : " (client gone)");
     else
         log_write(is_quiet ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO, "%s %s %s %u total_ms=%.1f%s", x->id,
                   x->method, x->path, status, total_ms, was_sent ? "" : " (client gone)");

@@ -85,7 +85,7 @@ enum exchange_phase {
 
 /* What the log line says about a generation request. */
 struct exchange_facts {
-    uint32_t prompt_tokens, cached_tokens, completion_tokens;
+    uint32_t prompt_tokens, cached_tokens, matched_tokens, completion_tokens;
     double queue_ms, prefill_ms, decode_ms;
     const char *finish; /* a literal, NULL when there is nothing to say */
 };

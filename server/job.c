@@ -124,7 +124,8 @@ static struct job *job_create(struct exchange *x, const struct answer_shape *sha
     return job;
 }
 
-static void fill_request(struct engine_request *request, const struct params *p, struct part *part)
+static void fill_request(struct engine_request *request, const struct params *p, struct part *part,
+                         uint64_t fairness_key)
 {
     *request = (struct engine_request){
         .n = p->n,
@@ -138,6 +139,10 @@ static void fill_request(struct engine_request *request, const struct params *p,
         .n_logprobs = p->n_logprobs,
         .prompt_logprobs = part->job->wants_prompt_logprobs,
         .decode = p->decode,
+        .decode_every = p->decode_every,
+        .priority = p->priority,
+        .fairness_key = fairness_key,
+        .no_cache = !p->cache_prompt,
         .user = part,
     };
     if (p->route != ON_COMPLETIONS) {
@@ -171,13 +176,14 @@ static void keep_echo(struct part *part, const struct prompt *prompt)
     }
 }
 
-static int submit_part(struct part *part, const struct params *p, struct http_error *e)
+static int submit_part(struct part *part, const struct params *p, uint64_t fairness_key,
+                       struct http_error *e)
 {
     struct job *job = part->job;
     struct engine_request request;
     struct error err = {0};
 
-    fill_request(&request, p, part);
+    fill_request(&request, p, part, fairness_key);
     if (job->echo)
         keep_echo(part, &p->prompts[part->i_part]);
     if (part->echo.failed)
@@ -185,6 +191,10 @@ static int submit_part(struct part *part, const struct params *p, struct http_er
     if (engine_submit(job->server->engine, &request, &part->id, &err) < 0) {
         http_error_from_engine(e, &err, job->shape->prompt_param, 0, job->server->info.context,
                                p->max_tokens);
+        if (err.code == ERROR_BUSY) {
+            e->retry_after_ms = engine_retry_after_ms(job->server->engine);
+            e->retry_after_s = (e->retry_after_ms + 999) / 1000;
+        }
         return -1;
     }
     part->is_submitted = true;
@@ -201,7 +211,7 @@ int job_open(struct exchange *x, const struct answer_shape *shape, const struct 
     if (!job)
         return http_out_of_memory(e);
     for (uint32_t i = 0; i < job->n_parts; i++)
-        if (submit_part(&job->parts[i], params, e) < 0) {
+        if (submit_part(&job->parts[i], params, keys_fairness(x), e) < 0) {
             job->is_cancelled = true;
             cancel_parts(job);
             free_if_over(job);
@@ -223,6 +233,7 @@ static void write_facts(const struct job *job, struct exchange_facts *facts)
 
     facts->prompt_tokens = u.prompt_tokens;
     facts->cached_tokens = u.cached_tokens;
+    facts->matched_tokens = u.matched_tokens;
     facts->completion_tokens = u.completion_tokens;
     facts->queue_ms = u.queue_ms;
     facts->prefill_ms = u.prefill_ms;

@@ -126,6 +126,7 @@ void job_free(struct job *job);
 
 /* answer.c: what OpenAI's shapes share. */
 void answer_write_usage(struct buf *out, const struct job *job, bool is_final);
+void answer_write_dial(struct buf *out, const struct job *job);
 void answer_write_timings(struct buf *out, const struct job *job);
 void answer_write_reply(struct buf *out, const struct job *job);
 const char *answer_finish_name(enum finish_reason finish);

@@ -1,11 +1,13 @@
 /* See keys.h. */
 #include "server/keys.h"
 
+#include "engine/base/hash.h"
 #include "engine/base/log.h"
 #include "engine/base/mem.h"
 #include "server/internal.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -188,4 +190,19 @@ int keys_check(struct exchange *x, struct http_error *e)
                                : "You didn't provide an API key. You need to provide your API key "
                                  "in an Authorization header using Bearer auth (i.e. "
                                  "Authorization: Bearer YOUR_KEY).");
+}
+
+uint64_t keys_fairness(const struct exchange *x)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const struct sockaddr *address = info ? info->client_addr : NULL;
+
+    if (x->key && x->key->text)
+        return hash_bytes(HASH_START, x->key->text, strlen(x->key->text));
+    if (address && address->sa_family == AF_INET)
+        return hash_bytes(HASH_START, &((const struct sockaddr_in *)address)->sin_addr, 4);
+    if (address && address->sa_family == AF_INET6) /* a client has a /64 */
+        return hash_bytes(HASH_START, &((const struct sockaddr_in6 *)address)->sin6_addr, 8);
+    return 0;
 }

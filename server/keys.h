@@ -35,6 +35,8 @@ bool keys_are_needed(const struct server *server);
 
 /* Sets x->key, or *e: 401. */
 int keys_check(struct exchange *x, struct http_error *e);
+/* A number for whoever sent it: the key, or the client's address where no key is needed. */
+uint64_t keys_fairness(const struct exchange *x);
 
 /* limits.c. Before the work: 0, or -1 and *e (429) when the key's allowance is used up. */
 int limits_take(struct exchange *x, struct http_error *e);

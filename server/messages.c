@@ -17,14 +17,20 @@ static void write_stop(struct buf *out, const struct job *job)
 }
 
 /* Anthropic counts cached tokens apart from the others. */
-static void write_usage(struct buf *out, const struct job *job, uint32_t n_output)
+static void write_usage(struct buf *out, const struct job *job, bool is_final)
 {
     struct engine_usage u = answer_total_usage(job);
 
     buf_printf(out,
                "{\"input_tokens\":%u,\"cache_creation_input_tokens\":0,"
-               "\"cache_read_input_tokens\":%u,\"output_tokens\":%u}",
-               u.prompt_tokens - u.cached_tokens, u.cached_tokens, n_output);
+               "\"cache_read_input_tokens\":%u,\"output_tokens\":%u",
+               u.prompt_tokens - u.cached_tokens, u.cached_tokens,
+               is_final ? u.completion_tokens : 0);
+    if (is_final) {
+        buf_append_str(out, ",\"overfill\":");
+        answer_write_dial(out, job);
+    }
+    buf_append(out, "}", 1);
 }
 
 static void open_message(struct buf *out, const struct job *job)
@@ -46,7 +52,7 @@ static void write_reply(struct buf *out, const struct job *job)
     buf_append_str(out, "}],");
     write_stop(out, job);
     buf_append_str(out, ",\"usage\":");
-    write_usage(out, job, answer_total_usage(job).completion_tokens);
+    write_usage(out, job, true);
     buf_append(out, "}", 1);
 }
 
@@ -58,7 +64,7 @@ static void write_begin(struct job *job, uint32_t i_choice)
     buf_append_str(out, "event: message_start\ndata: {\"type\":\"message_start\",\"message\":");
     open_message(out, job);
     buf_append_str(out, ",\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"usage\":");
-    write_usage(out, job, 0);
+    write_usage(out, job, false);
     buf_append_str(out, "}}\n\nevent: content_block_start\ndata: {\"type\":\"content_block_start\","
                         "\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n");
 }
@@ -87,7 +93,7 @@ static void write_end(struct job *job)
                         "\"delta\":{");
     write_stop(out, job);
     buf_append_str(out, "},\"usage\":");
-    write_usage(out, job, answer_total_usage(job).completion_tokens);
+    write_usage(out, job, true);
     buf_append_str(out, "}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n");
 }
 

@@ -155,6 +155,10 @@ static void write_engine(struct buf *out, const struct engine_info *info,
                 label, (double)s->requests_prefilling + s->sequences_decoding);
     write_gauge(out, "vllm:num_requests_waiting", "Requests waiting for prefill.", label,
                 s->requests_waiting);
+    write_gauge(out, "overfill_requests_preempted", "Sequences that wait for pages to go on.",
+                label, s->requests_preempted);
+    write_counter(out, "vllm:num_preemptions_total", "Times that pages were taken away.", label,
+                  s->preemptions);
     write_gauge(out, "vllm:kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", label,
                 used);
     write_counter(out, "vllm:prompt_tokens_total", "Prompt tokens, cached ones too.", label,
@@ -181,6 +185,40 @@ static void write_two(struct buf *out, const char *name, const char *type, const
     buf_printf(out, "%s{%s,%s=\"%s\"} %.17g\n", name, label, key, b, b_value);
 }
 
+/* The quality dial, the work done while idle, and what pages had to be given up. */
+static void write_dial(struct buf *out, const struct engine_stats *s, const char *label)
+{
+    write_two(out, "overfill_draft_tokens_total", "counter",
+              "Tokens that the twin drafted for verify, and those the full model accepted.", label,
+              "outcome", "drafted", (double)s->drafted_tokens, "accepted",
+              (double)s->accepted_tokens);
+    write_counter(out, "overfill_refreshed_tokens_total",
+                  "Answer tokens read again by the full model.", label, s->refreshed_tokens);
+    write_counter(out, "overfill_background_tokens_total",
+                  "Tokens of finished answers read by the full model while idle.", label,
+                  s->background_tokens);
+    write_counter(out, "overfill_recomputed_tokens_total",
+                  "Answer tokens computed again after their pages were taken away.", label,
+                  s->recomputed_tokens);
+    write_counter(out, "overfill_pages_evicted_total", "Pages given up by the prefix cache.", label,
+                  s->pages_evicted);
+    write_gauge(out, "overfill_kv_cached_bytes", "KV pages kept for prompts to come, in bytes.",
+                label, (double)s->kv_pages_cached * (double)s->kv_page_bytes);
+    write_counter(out, "overfill_shadow_answers_total", "Answers scored by both models.", label,
+                  s->shadow_answers);
+    write_counter(out, "overfill_shadow_tokens_total", "Their tokens.", label, s->shadow_tokens);
+    write_counter(out, "overfill_shadow_agreed_tokens_total",
+                  "Of these, where both models' best token is the same.", label, s->shadow_agreed);
+    write_head(out, "overfill_shadow_kl_nats_total", "counter",
+               "Sum over these of KL(full || twin).");
+    buf_printf(out, "overfill_shadow_kl_nats_total{%s} %.9g\n", label, s->shadow_kl);
+    write_gauge(out, "overfill_cancel_last_seconds",
+                "From cancelling the last cancelled request to the release of all it held.", label,
+                s->cancel_last_s);
+    write_gauge(out, "overfill_cancel_longest_seconds", "The same, the longest so far.", label,
+                s->cancel_longest_s);
+}
+
 /* What only a two-model engine has to say. */
 static void write_overfill(struct buf *out, const struct engine_info *info,
                            const struct engine_stats *s, const char *label)
@@ -200,6 +238,8 @@ static void write_overfill(struct buf *out, const struct engine_info *info,
                 (double)s->kv_pages_used * (double)s->kv_page_bytes);
     write_gauge(out, "overfill_sequences_decoding", "Sequences in the decode batch.", label,
                 s->sequences_decoding);
+
+    write_dial(out, s, label);
 
     const char *name = "overfill_weight_bytes_read_total";
     write_head(out, name, "counter", "Weights read, by stage and model.");

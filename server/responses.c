@@ -70,9 +70,11 @@ static void write_usage(struct buf *out, const struct job *job)
     buf_printf(out,
                "{\"input_tokens\":%u,\"input_tokens_details\":{\"cached_tokens\":%u},"
                "\"output_tokens\":%u,\"output_tokens_details\":{\"reasoning_tokens\":0},"
-               "\"total_tokens\":%llu}",
+               "\"total_tokens\":%llu,\"overfill\":",
                u.prompt_tokens, u.cached_tokens, u.completion_tokens,
                (unsigned long long)u.prompt_tokens + u.completion_tokens);
+    answer_write_dial(out, job);
+    buf_append(out, "}", 1);
 }
 
 static void write_failure(struct buf *out, const struct job *job, enum response_status status)

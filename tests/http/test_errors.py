@@ -89,9 +89,12 @@ def test_message(server, messages, param, code):
     ("best_of", 2, "best_of", "unsupported_parameter"),
     ("suffix", "x", "suffix", "unsupported_parameter"),
     ("max_tokens", -1, "max_tokens", "integer_below_min_value"),
-    ("overfill", {"decode": "verify"}, "overfill.decode", "unsupported_parameter"),
+    ("overfill", {"decode": "full", "every": 4}, "overfill.every", "invalid_value"),
+    ("overfill", {"decode": "verify", "every": 0}, "overfill.every", "integer_below_min_value"),
+    ("overfill", {"decode": "verify", "every": 257}, "overfill.every", "integer_above_max_value"),
+    ("overfill", {"switch_after": 4}, "overfill.switch_after", "unsupported_parameter"),
+    ("priority", 1.5, "priority", "invalid_type"), ("cache_prompt", 1, "cache_prompt", "invalid_type"),
     ("overfill", {"decode": "magic"}, "overfill.decode", "invalid_value"),
-    ("overfill", {"every": 4}, "overfill.every", "unsupported_parameter"),
 ])
 def test_completion_field(server, field, value, param, code):
     check(server.post(COMPLETIONS, server.completion(**{field: value})), 400, param, code)

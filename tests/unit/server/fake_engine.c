@@ -33,6 +33,8 @@ struct fake_request {
     bool ignore_eos, prompt_logprobs, must_fit;
     int32_t n_logprobs;
     struct sampling_params sampling;
+    enum decode_mode decode;
+    uint32_t decode_every;
     struct fake_choice choices[ENGINE_MAX_CHOICES];
     uint32_t fail_after; /* tokens; 0: never */
     enum error_code refuse;
@@ -288,14 +290,16 @@ static void *run(void *user)
 
 const char *decode_mode_name(enum decode_mode mode)
 {
-    return mode == DECODE_FULL ? "full" : "pruned";
+    static const char *const NAMES[] = {"default", "pruned", "refresh", "verify", "full"};
+    return NAMES[mode];
 }
 
 int decode_mode_from_name(const char *name)
 {
-    if (strcmp(name, "full") == 0)
-        return DECODE_FULL;
-    return strcmp(name, "pruned") == 0 ? DECODE_PRUNED : -1;
+    for (int mode = DECODE_PRUNED; mode <= DECODE_FULL; mode++)
+        if (strcmp(name, decode_mode_name((enum decode_mode)mode)) == 0)
+            return mode;
+    return -1;
 }
 
 const struct sampling_params SAMPLING_DEFAULTS = {
@@ -384,6 +388,8 @@ static void copy_request(struct engine *e, const struct engine_request *q, struc
     r->n_logprobs = q->n_logprobs;
     r->prompt_logprobs = q->prompt_logprobs;
     r->sampling = q->sampling;
+    r->decode = q->decode;
+    r->decode_every = q->decode_every;
     for (size_t i = 0; i < q->n_stops && q->stops[i].len < sizeof(r->stops[0]); i++)
         memcpy(r->stops[r->n_stops++], q->stops[i].data, q->stops[i].len);
     r->token_us = has_word(q, "!slow") ? 20000 : e->options.token_us;
@@ -429,6 +435,11 @@ int engine_submit(struct engine *e, const struct engine_request *q, uint64_t *re
     if (result < 0)
         free_request(r);
     return result;
+}
+
+uint32_t engine_retry_after_ms(struct engine *e)
+{
+    return 1500;
 }
 
 void engine_cancel(struct engine *e, uint64_t id)
@@ -486,6 +497,8 @@ static void fill_output(struct engine *e, struct fake_request *r, struct fake_re
     e->output.usage = (struct engine_usage){
         .prompt_tokens = (uint32_t)r->prompt.n,
         .completion_tokens = r->completion_tokens,
+        .decode = r->decode == DECODE_DEFAULT ? DECODE_PRUNED : r->decode,
+        .decode_every = r->decode_every,
         .queue_ms = 0.5,
         .prefill_ms = r->first_ns ? (double)(r->first_ns - r->submit_ns) / 1e6 : 0,
         .decode_ms = r->first_ns ? (double)(system_now_ns() - r->first_ns) / 1e6 : 0,

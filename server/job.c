@@ -295,12 +295,26 @@ static void fail_from_engine(struct job *job, const struct part *part,
     fail(job);
 }
 
+static bool has_failed_buffers(const struct job *job)
+{
+    bool failed = job->out.failed || job->has_lost_logprobs;
+
+    for (uint32_t i = 0; i < job->n_parts; i++)
+        failed |= logprob_text_failed(&job->parts[i].prompt_logprobs);
+    for (uint32_t i = 0; i < job->n_choices; i++)
+        failed |= job->choices[i].text.failed || job->choices[i].raw.failed ||
+                  logprob_text_failed(&job->choices[i].logprobs);
+    return failed;
+}
+
 static void finish(struct job *job)
 {
     struct buf body = {0};
 
     if (job->is_stream) {
         job->shape->write_end(job);
+        if (has_failed_buffers(job))
+            return; /* flush tells */
         job->has_ended = true;
         exchange_resume(job->exchange);
         return;
@@ -502,24 +516,24 @@ static void observe_part(const struct part *part, uint64_t now_ns)
     histogram_observe(&m->generation_tokens, u->completion_tokens, 1);
 }
 
-static bool has_failed_buffers(const struct job *job)
+/* Memory ran out while an event was written: what stands before it may still be sent. */
+static void drop_half_event(struct job *job)
 {
-    bool failed = job->out.failed || job->has_lost_logprobs;
+    struct buf *out = &job->out;
 
-    for (uint32_t i = 0; i < job->n_parts; i++)
-        failed |= logprob_text_failed(&job->parts[i].prompt_logprobs);
-    for (uint32_t i = 0; i < job->n_choices; i++)
-        failed |= job->choices[i].text.failed || job->choices[i].raw.failed ||
-                  logprob_text_failed(&job->choices[i].logprobs);
-    return failed;
+    if (!out->failed)
+        return;
+    while (out->len > job->n_sent &&
+           (out->len < 2 || memcmp(out->data + out->len - 2, "\n\n", 2) != 0))
+        out->len--;
+    out->failed = false;
 }
 
 /* Sends what was written, unless memory ran out or the client does not read. */
 static void flush(struct job *job, uint64_t now_ns)
 {
     if (has_failed_buffers(job) && !job->has_ended) {
-        buf_clear(&job->out);
-        job->n_sent = 0;
+        drop_half_event(job);
         http_out_of_memory(&job->error);
         fail(job);
     } else if (job->is_streaming && job->out.len > job->n_sent) {

@@ -218,6 +218,86 @@ static void refreshed_answer_goes_on_from_the_full_models_keys_and_values(void *
     engine_close(engine);
 }
 
+static bool is_checked(const struct engine_stats *s)
+{
+    return s->shadow_answers == 2 && rig_is_idle(s);
+}
+
+/* Four answers of which every second is checked. */
+static struct engine_stats check_answers(const struct rig_files *files, const char *twin,
+                                         struct rig_result **ret_last)
+{
+    struct engine_options o = rig_options(files);
+    struct engine_stats stats;
+    o.pruned_path = twin;
+    o.shadow_rate = 0.5;
+    rig_prompt(3, N_PROMPT, prompt);
+    struct engine *engine = rig_open(&o);
+    free(run_ok(engine, answer_of(DECODE_FULL, 0))); /* nothing of the twin to check */
+    for (int i = 0; i < 4; i++) {
+        struct rig_result *r = run_ok(engine, answer_of(DECODE_PRUNED, 0));
+        if (i < 3)
+            free(r);
+        else
+            *ret_last = r;
+    }
+    rig_wait_until(engine, is_checked);
+    engine_get_stats(engine, &stats);
+    assert_int_equal(stats.shadow_tokens, 2 * (N_ANSWER - 1));
+    engine_close(engine);
+    return stats;
+}
+
+static void shadow_check_finds_no_difference_to_an_identity_twin(void **state)
+{
+    const struct rig_files *files = *state;
+    struct rig_result *last;
+    struct engine_stats stats = check_answers(files, files->full, &last);
+    assert_int_equal(stats.shadow_agreed, stats.shadow_tokens);
+    assert_true(stats.shadow_kl == 0);
+    free(last);
+}
+
+static size_t best_of(const double *logits)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < TINY_TOKENS; i++)
+        if (logits[i] > logits[best])
+            best = i;
+    return best;
+}
+
+static void shadow_check_tells_the_distance_of_another_twin(void **state)
+{
+    const struct rig_files *files = *state;
+    struct pair pair = open_references(files);
+    struct rig_result *last;
+    struct engine_stats stats = check_answers(files, files->other, &last);
+    double full[TINY_TOKENS], twin[TINY_TOKENS], kl = 0;
+    struct reference_kv kv[2];
+    uint64_t n_agreed = 0;
+    for (int i = 0; i < 2; i++) {
+        kv[i] = reference_kv_open(pair.ref[0], N_PROMPT + N_ANSWER, false);
+        for (uint32_t t = 0; t < N_PROMPT; t++)
+            reference_step(pair.ref[0], &kv[i], t, prompt[t], full);
+    }
+    for (uint32_t t = 0; t + 1 < N_ANSWER; t++) {
+        reference_step(pair.ref[0], &kv[0], N_PROMPT + t, last->choices[0].tokens[t], full);
+        reference_step(pair.ref[1], &kv[1], N_PROMPT + t, last->choices[0].tokens[t], twin);
+        n_agreed += best_of(full) == best_of(twin);
+        for (int32_t i = 0; i < TINY_TOKENS; i++)
+            kl += exp(log_softmax(full, i)) * (log_softmax(full, i) - log_softmax(twin, i));
+    }
+    assert_int_equal(stats.shadow_agreed, 2 * n_agreed);
+    assert_true(kl > 0.1 && fabs(stats.shadow_kl - 2 * kl) < 1e-3 * kl);
+    for (int i = 0; i < 2; i++) {
+        reference_kv_close(&kv[i]);
+        reference_close(pair.ref[i]);
+        model_file_close(pair.file[i]);
+    }
+    free(last);
+}
+
 static void dial_that_was_not_asked_for_is_the_servers(void **state)
 {
     const struct rig_files *files = *state;
@@ -267,6 +347,8 @@ int main(void)
         cmocka_unit_test(identity_twins_drafts_are_all_accepted),
         cmocka_unit_test(verified_sampled_answers_are_distributed_as_the_full_models),
         cmocka_unit_test(refreshed_answer_goes_on_from_the_full_models_keys_and_values),
+        cmocka_unit_test(shadow_check_finds_no_difference_to_an_identity_twin),
+        cmocka_unit_test(shadow_check_tells_the_distance_of_another_twin),
         cmocka_unit_test(dial_that_was_not_asked_for_is_the_servers),
         cmocka_unit_test(dial_needs_a_twin_and_a_sane_step),
     };

@@ -51,9 +51,9 @@ static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns
     r->stride = (columns + KERNEL_BLOCK - 1) / KERNEL_BLOCK;
     if (!mem_mul(rows, r->stride, &n))
         return false;
-    r->q = mem_calloc(n, KERNEL_Q_BYTES);
+    r->q = mem_calloc(n, KERNEL_BLOCK * sizeof(int16_t));
     r->scale = mem_calloc(n, sizeof(float));
-    r->sum = mem_calloc(n, sizeof(int32_t));
+    r->sum = mem_calloc(n, sizeof(float));
     return r->q && r->scale && r->sum;
 }
 

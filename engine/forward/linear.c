@@ -7,7 +7,7 @@ void linear_prepare(const struct forward *f, const float *x, size_t n, size_t ro
     if (!f->model->quantized)
         return;
     size_t at = row * quantized->stride + block;
-    f->kernels->quantize(x, n, quantized->q + at * KERNEL_Q_BYTES, quantized->scale + at,
+    f->kernels->quantize(x, n, quantized->q + at * KERNEL_BLOCK, quantized->scale + at,
                          quantized->sum + at);
 }
 

@@ -3,14 +3,18 @@
 #if defined(__x86_64__)
 #include "engine/kernels/x86_common.h"
 
-/* Rows of one pass over a weight tile: integer and float sums fill most of the 32 registers. */
+/* Rows of one pass over a tile: integer and float sums fill most of the 32 registers. */
 #define MAX_ROWS 8
 
-INLINE __m512i broadcast4(const int8_t *q)
+/* Weights are asked for this far ahead when a pass does too little work to hide their way. */
+#define PREFETCH_BYTES 4096
+
+/* Two activations, in every lane. */
+INLINE __m512i broadcast2(const int16_t *q)
 {
-    int32_t four;
-    memcpy(&four, q, sizeof(four));
-    return _mm512_set1_epi32(four);
+    int32_t two;
+    memcpy(&two, q, sizeof(two));
+    return _mm512_set1_epi32(two);
 }
 
 INLINE __m512 halves(const uint16_t *p)
@@ -24,98 +28,91 @@ INLINE void finish(const struct matmul *m, size_t row, size_t t, __m512 acc)
     _mm512_storeu_ps(out, m->accumulate ? _mm512_add_ps(_mm512_loadu_ps(out), acc) : acc);
 }
 
-/* 255 * high + low, as float */
-INLINE __m512 join(__m512i high, __m512i low)
+/* sum[row] += weights (pairs of 16 bits) times the row's pair of activations at x. */
+INLINE void add_pairs(__m512i *sum, __m512i weights, const int16_t *x, size_t stride,
+                      const int n_rows)
 {
-    return _mm512_cvtepi32_ps(
-        _mm512_add_epi32(_mm512_slli_epi32(high, 8), _mm512_sub_epi32(low, high)));
+    for (int r = 0; r < n_rows; r++)
+        sum[r] = _mm512_dpwssd_epi32(sum[r], weights, broadcast2(x + (size_t)r * stride));
 }
 
-/* vpdpbusd wants one unsigned factor: the weight plus 128 (its top bit flipped). The low sum starts
- * at -128 * sum(activations), which takes the surplus of both digits away again, exactly. */
-INLINE void q8_rows(const struct matmul *m, size_t t, size_t row, const int n_rows)
+/* The even bytes of int8 weights, or the odd ones, as 16 bits. */
+INLINE __m512i q8_pairs(__m512i bytes, const int odd)
 {
-    const size_t n_blocks = m->n_blocks;
-    const size_t stride = m->x->stride;
-    const uint8_t *w = m->tiles + t * m->tile_bytes;
-    const uint16_t *wscale = (const uint16_t *)(w + n_blocks * 512);
-    const __m512i flip = _mm512_set1_epi8((char)0x80);
-    __m512 acc[MAX_ROWS];
+    return _mm512_srai_epi16(odd ? bytes : _mm512_slli_epi16(bytes, 8), 8);
+}
 
-    for (int r = 0; r < n_rows; r++)
-        acc[r] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++) {
-        __m512i high[MAX_ROWS];
-        __m512i low[MAX_ROWS];
-        for (int r = 0; r < n_rows; r++) {
-            high[r] = _mm512_setzero_si512();
-            low[r] = _mm512_set1_epi32(-128 * m->x->sum[(row + (size_t)r) * stride + b]);
-        }
-        for (int g = 0; g < 8; g++) {
-            __m512i weight = _mm512_xor_si512(_mm512_loadu_si512(w + b * 512 + g * 64), flip);
-            for (int r = 0; r < n_rows; r++) {
-                const int8_t *q =
-                    m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_Q_BYTES + g * 4;
-                high[r] = _mm512_dpbusd_epi32(high[r], weight, broadcast4(q));
-                low[r] = _mm512_dpbusd_epi32(low[r], weight, broadcast4(q + KERNEL_BLOCK));
-            }
-        }
-        __m512 ws = halves(wscale + b * KERNEL_TILE);
-        for (int r = 0; r < n_rows; r++) {
-            __m512 xs = _mm512_set1_ps(m->x->scale[(row + (size_t)r) * stride + b]);
-            acc[r] = _mm512_fmadd_ps(join(high[r], low[r]), _mm512_mul_ps(ws, xs), acc[r]);
+/* Nibble i of each 16 bits. */
+INLINE __m512i q4_pairs(__m512i packed, const int i)
+{
+    __m512i shifted = i ? _mm512_srli_epi16(packed, (unsigned)(4 * i)) : packed;
+    return i == 3 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi16(15));
+}
+
+/* Which pair of a block's activations meets nibble i of group g. */
+INLINE size_t q4_pair_index(size_t g, int i)
+{
+    return 2 * g + (size_t)(i / 2 + i % 2 * 8);
+}
+
+/* The sums of a block. */
+INLINE void add_block(__m512i *sum, const bool q4, const uint8_t *w, const int16_t *x,
+                      size_t stride, const int n_rows)
+{
+    const size_t n_groups = q4 ? 4 : 8;
+    X86_KEEP_LOOP
+    for (size_t g = 0; g < n_groups; g++) {
+        __m512i packed = _mm512_loadu_si512(w + g * 64);
+        if (n_rows <= 2)
+            _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
+        for (int i = 0; i < (q4 ? 4 : 2); i++) {
+            size_t pair = q4 ? q4_pair_index(g, i) : 2 * g + (size_t)i;
+            add_pairs(sum, q4 ? q4_pairs(packed, i) : q8_pairs(packed, i), x + pair * 2, stride,
+                      n_rows);
         }
     }
-    for (int r = 0; r < n_rows; r++)
-        finish(m, row + (size_t)r, t, acc[r]);
 }
 
-INLINE void q4_rows(const struct matmul *m, size_t t, size_t row, const int n_rows)
+/* acc += the block's integer sums times their scales, and for Q4 the block's minima. */
+INLINE void scale_block(const struct matmul *m, const bool q4, size_t t, size_t b, size_t row,
+                        const __m512i *sum, __m512 *acc, const int n_rows)
 {
-    const size_t n_blocks = m->n_blocks;
-    const size_t stride = m->x->stride;
+    const uint8_t *w = m->tiles + t * m->tile_bytes + m->n_blocks * (q4 ? 256 : 512);
+    const uint16_t *wscale = (const uint16_t *)(const void *)w + b * KERNEL_TILE;
+    __m512 ws = halves(wscale);
+    __m512 wm = q4 ? halves(wscale + m->n_blocks * KERNEL_TILE) : ws;
+
+    for (int r = 0; r < n_rows; r++) {
+        size_t xb = (row + (size_t)r) * m->x->stride + b;
+        __m512 scale = _mm512_mul_ps(ws, _mm512_set1_ps(m->x->scale[xb]));
+        acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), scale, acc[r]);
+        if (q4)
+            acc[r] = _mm512_fmadd_ps(wm, _mm512_set1_ps(m->x->sum[xb]), acc[r]);
+    }
+}
+
+INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, const int n_rows)
+{
+    const size_t stride = m->x->stride * KERNEL_BLOCK;
     const uint8_t *w = m->tiles + t * m->tile_bytes;
-    const uint16_t *wscale = (const uint16_t *)(w + n_blocks * 256);
-    const uint16_t *wmin = wscale + n_blocks * KERNEL_TILE;
-    const __m512i low4 = _mm512_set1_epi8(15);
+    const int16_t *x = m->x->q + row * stride;
     __m512 acc[MAX_ROWS];
 
     for (int r = 0; r < n_rows; r++)
         acc[r] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++) {
-        __m512i high[MAX_ROWS];
-        __m512i low[MAX_ROWS];
+    for (size_t b = 0; b < m->n_blocks; b++) {
+        __m512i sum[MAX_ROWS];
         for (int r = 0; r < n_rows; r++)
-            high[r] = low[r] = _mm512_setzero_si512();
-        for (int g = 0; g < 4; g++) {
-            __m512i packed = _mm512_loadu_si512(w + b * 256 + g * 64);
-            __m512i first = _mm512_and_si512(packed, low4);
-            __m512i second = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low4);
-            for (int r = 0; r < n_rows; r++) {
-                const int8_t *q =
-                    m->x->q + ((row + (size_t)r) * stride + b) * KERNEL_Q_BYTES + g * 4;
-                high[r] = _mm512_dpbusd_epi32(high[r], first, broadcast4(q));
-                high[r] = _mm512_dpbusd_epi32(high[r], second, broadcast4(q + 16));
-                low[r] = _mm512_dpbusd_epi32(low[r], first, broadcast4(q + KERNEL_BLOCK));
-                low[r] = _mm512_dpbusd_epi32(low[r], second, broadcast4(q + KERNEL_BLOCK + 16));
-            }
-        }
-        __m512 ws = halves(wscale + b * KERNEL_TILE);
-        __m512 wm = halves(wmin + b * KERNEL_TILE);
-        for (int r = 0; r < n_rows; r++) {
-            size_t xb = (row + (size_t)r) * stride + b;
-            __m512 xs = _mm512_set1_ps(m->x->scale[xb]);
-            __m512 xsum = _mm512_set1_ps(m->x->scale[xb] * (float)m->x->sum[xb]);
-            acc[r] = _mm512_fmadd_ps(join(high[r], low[r]), _mm512_mul_ps(ws, xs), acc[r]);
-            acc[r] = _mm512_fmadd_ps(wm, xsum, acc[r]);
-        }
+            sum[r] = _mm512_setzero_si512();
+        add_block(sum, q4, w + b * (q4 ? 256 : 512), x + b * KERNEL_BLOCK, stride, n_rows);
+        scale_block(m, q4, t, b, row, sum, acc, n_rows);
     }
     for (int r = 0; r < n_rows; r++)
         finish(m, row + (size_t)r, t, acc[r]);
 }
 
-X86_DEFINE_MATMUL(matmul_q8, q8_rows, MAX_ROWS)
-X86_DEFINE_MATMUL(matmul_q4, q4_rows, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q8, false, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4, true, MAX_ROWS)
 
 const struct kernels KERNELS_AVX512 = X86_TABLE("avx512");
 #endif

@@ -11,7 +11,7 @@
  *   Q4: uint8 w[n_blocks][4][16][4], then half scale[n_blocks][16], then half min[n_blocks][16];
  *       low nibble: input 32b + 4g + j, high nibble: input 32b + 16 + 4g + j;
  *       value = scale * nibble + min
- * Four inputs of one row side by side are what one lane of vpdpbusd or vpmaddubsw+vpmaddwd eats.
+ * Four inputs of one row side by side are one 32-bit lane.
  * Tiles start on 64-byte boundaries; `kernel_tile_bytes` is the stride from tile to tile. */
 #ifndef OVERFILL_ENGINE_KERNELS_KERNELS_H
 #define OVERFILL_ENGINE_KERNELS_KERNELS_H
@@ -27,24 +27,22 @@
 #define KERNEL_PAGE_TOKENS 32 /* keys of one attention step: a KV page */
 #define KERNEL_F32_ROWS 16    /* float products work on this many rows at once, always */
 
-/* Activations quantised by `quantize`: rows of blocks of 16-bit integers, kept as two digits so
- * that int8 products can eat them: v = 255 * high + low, both digits in -127..127 (a base of 256
- * would need -128, which vpsignb cannot negate), |v| <= 32512. Eight bits are not enough: with the
- * weights kept exactly, they alone break the bounds of the golden test (tests/golden). */
+/* Activations quantised by `quantize`: rows of blocks of 16-bit integers v, |v| <= 32767. Eight
+ * bits are not enough: with the weights kept exactly, they alone break the bounds of the golden
+ * test (tests/golden). Inputs 4g, 4g + 1, 4g + 2, 4g + 3 lie in the order 0, 2, 1, 3: the even and
+ * the odd bytes of a packed weight are what two instructions leave in 16-bit lanes, and vpmaddwd
+ * eats a pair of them with a pair of activations. */
 struct quantized_rows {
-    int8_t *q;     /* [n_rows][stride][2][32]: a block's high digits, then its low ones */
+    int16_t *q;    /* [n_rows][stride][32] */
     float *scale;  /* [n_rows][stride]; value = scale * v */
-    int32_t *sum;  /* [n_rows][stride]; sum of the block's v */
+    float *sum;    /* [n_rows][stride]; scale * (sum of the block's v) */
     size_t stride; /* blocks from row to row, at least as many as a row has */
 };
-#define KERNEL_Q_BYTES (2 * KERNEL_BLOCK) /* of q, a block */
-#define KERNEL_Q_BASE 255
-#define KERNEL_Q_MAX 32512
+#define KERNEL_Q_MAX 32767
 
 /* out[row - row_begin][16 * (tile - tile_begin) + i] = (accumulate ? that : 0) + sum over inputs of
  * weight * activation. Order of the float sum: blocks ascending, for each block fma(isum, wscale *
- * xscale, acc) and, for Q4, then fma(min, xscale * sum, acc); the old value of out is added last.
- */
+ * xscale, acc) and, for Q4, then fma(min, sum, acc); the old value of out is added last. */
 struct matmul {
     const uint8_t *tiles; /* tile 0 of the weights */
     size_t tile_bytes;
@@ -79,9 +77,9 @@ struct kernels {
      * folded in halves. width differs from n where a file pads its rows. */
     void (*rmsnorm)(const float *x, const float *weight, size_t n, size_t width, float eps,
                     float *out);
-    /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / 127, round to even.
-     */
-    void (*quantize)(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum);
+    /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / KERNEL_Q_MAX, round
+     * to even. */
+    void (*quantize)(const float *x, size_t n, int16_t *q, float *scale, float *sum);
     void (*matmul_q8)(const struct matmul *m);
     void (*matmul_q4)(const struct matmul *m);
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. */

@@ -22,9 +22,16 @@ static void rmsnorm(const float *x, const float *weight, size_t n, size_t width,
         out[i] = x[i] * scale * weight[i];
 }
 
-static void quantize(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum)
+/* Where input i of a block lies. */
+static size_t place(size_t i)
 {
-    for (size_t b = 0; b * KERNEL_BLOCK < n; b++, q += KERNEL_Q_BYTES) {
+    static const size_t ORDER[4] = {0, 2, 1, 3};
+    return i / 4 * 4 + ORDER[i % 4];
+}
+
+static void quantize(const float *x, size_t n, int16_t *q, float *scale, float *sum)
+{
+    for (size_t b = 0; b * KERNEL_BLOCK < n; b++, q += KERNEL_BLOCK) {
         size_t begin = b * KERNEL_BLOCK;
         size_t len = n - begin < KERNEL_BLOCK ? n - begin : KERNEL_BLOCK;
         float max = 0;
@@ -33,23 +40,15 @@ static void quantize(const float *x, size_t n, int8_t *q, float *scale, int32_t 
 
         float inverse = max > 0 ? KERNEL_Q_MAX / max : 0;
         int32_t total = 0;
-        memset(q, 0, KERNEL_Q_BYTES);
+        memset(q, 0, KERNEL_BLOCK * sizeof(*q));
         for (size_t i = 0; i < len; i++) {
             int32_t v = (int32_t)lrintf(x[begin + i] * inverse);
-            int32_t high = (int32_t)lrintf((float)v * (1.0f / KERNEL_Q_BASE));
-            q[i] = (int8_t)high;
-            q[KERNEL_BLOCK + i] = (int8_t)(v - KERNEL_Q_BASE * high);
+            q[place(i)] = (int16_t)v;
             total += v;
         }
         scale[b] = max / KERNEL_Q_MAX;
-        sum[b] = total;
+        sum[b] = scale[b] * (float)total;
     }
-}
-
-/* Activation i of a block. */
-static int32_t activation(const int8_t *q, size_t i)
-{
-    return KERNEL_Q_BASE * q[i] + q[KERNEL_BLOCK + i];
 }
 
 static void store(const struct matmul *m, size_t row, size_t t, size_t r, float acc)
@@ -69,10 +68,10 @@ static void matmul_q8(const struct matmul *m)
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
-                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_Q_BYTES;
+                    const int16_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                        isum += activation(q, i) * w[b * 512 + (i / 4) * 64 + r * 4 + i % 4];
+                        isum += q[place(i)] * w[b * 512 + (i / 4) * 64 + r * 4 + i % 4];
                     float s =
                         half_to_float(scale[b * KERNEL_TILE + r]) * x->scale[row * x->stride + b];
                     acc = fmaf((float)isum, s, acc);
@@ -94,18 +93,17 @@ static void matmul_q4(const struct matmul *m)
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
-                    const int8_t *q = x->q + (row * x->stride + b) * KERNEL_Q_BYTES;
+                    const int16_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK / 2; i++) {
                         uint8_t byte = w[b * 256 + (i / 4) * 64 + r * 4 + i % 4];
-                        isum +=
-                            activation(q, i) * (byte & 15) + activation(q, i + 16) * (byte >> 4);
+                        isum += q[place(i)] * (byte & 15) + q[place(i + 16)] * (byte >> 4);
                     }
                     float xscale = x->scale[row * x->stride + b];
-                    float xsum = (float)x->sum[row * x->stride + b];
                     acc =
                         fmaf((float)isum, half_to_float(scale[b * KERNEL_TILE + r]) * xscale, acc);
-                    acc = fmaf(half_to_float(min[b * KERNEL_TILE + r]), xscale * xsum, acc);
+                    acc = fmaf(half_to_float(min[b * KERNEL_TILE + r]), x->sum[row * x->stride + b],
+                               acc);
                 }
                 store(m, row, t, r, acc);
             }

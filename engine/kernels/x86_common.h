@@ -21,6 +21,9 @@
 #define X86_KEEP_LOOP _Pragma("GCC unroll 1")
 #endif
 
+/* gcc would compute many products ahead of their sums, and put the sums into memory meanwhile. */
+#define X86_IN_REGISTER(vector) __asm__("" : "+x"(vector))
+
 INLINE __m256 x86_exp(__m256 x)
 {
     x = _mm256_max_ps(x, _mm256_set1_ps(EXP_MIN));
@@ -86,16 +89,7 @@ static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t wi
         out[i] = x[i] * scale * weight[i];
 }
 
-/* 32 small integers to 32 bytes. The packs work within 128-bit halves; the permutation puts the
- * groups of four in order. */
-INLINE __m256i x86_pack_bytes(const __m256i n[4])
-{
-    __m256i packed =
-        _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
-    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
-
-INLINE void x86_quantize_block(const float *x, int8_t *q, float *scale, int32_t *sum)
+INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, float *sum)
 {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 v[4];
@@ -107,36 +101,34 @@ INLINE void x86_quantize_block(const float *x, int8_t *q, float *scale, int32_t 
     float max = x86_fold_max(max8);
     __m256 inverse = _mm256_set1_ps(max > 0 ? KERNEL_Q_MAX / max : 0);
 
-    __m256i high[4];
-    __m256i low[4];
+    __m256i n[4];
     __m256i total = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
-        __m256i n = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-        total = _mm256_add_epi32(total, n);
-        high[i] = _mm256_cvtps_epi32(
-            _mm256_mul_ps(_mm256_cvtepi32_ps(n), _mm256_set1_ps(1.0f / KERNEL_Q_BASE)));
-        low[i] = _mm256_sub_epi32(
-            n, _mm256_sub_epi32(_mm256_slli_epi32(high[i], 8), high[i])); /* 255 * high */
+        n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        total = _mm256_add_epi32(total, n[i]);
+        n[i] = _mm256_shuffle_epi32(n[i], 0xd8); /* the order 0, 2, 1, 3 */
     }
-    _mm256_storeu_si256((__m256i *)q, x86_pack_bytes(high));
-    _mm256_storeu_si256((__m256i *)(q + KERNEL_BLOCK), x86_pack_bytes(low));
+    for (int i = 0; i < 2; i++) { /* the pack works within 128-bit halves */
+        __m256i packed = _mm256_packs_epi32(n[2 * i], n[2 * i + 1]);
+        _mm256_storeu_si256((__m256i *)(q + 16 * i), _mm256_permute4x64_epi64(packed, 0xd8));
+    }
 
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
     *scale = max / KERNEL_Q_MAX;
-    *sum = _mm_cvtsi128_si32(four);
+    *sum = *scale * (float)_mm_cvtsi128_si32(four);
 }
 
-static void x86_quantize(const float *x, size_t n, int8_t *q, float *scale, int32_t *sum)
+static void x86_quantize(const float *x, size_t n, int16_t *q, float *scale, float *sum)
 {
     size_t b = 0;
     for (; (b + 1) * KERNEL_BLOCK <= n; b++)
-        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_Q_BYTES, scale + b, sum + b);
+        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_BLOCK, scale + b, sum + b);
     if (b * KERNEL_BLOCK < n) {
         float tail[KERNEL_BLOCK] = {0};
         memcpy(tail, x + b * KERNEL_BLOCK, (n - b * KERNEL_BLOCK) * sizeof(float));
-        x86_quantize_block(tail, q + b * KERNEL_Q_BYTES, scale + b, sum + b);
+        x86_quantize_block(tail, q + b * KERNEL_BLOCK, scale + b, sum + b);
     }
 }
 
@@ -333,24 +325,24 @@ static void x86_attend(const struct attend_page *a)
 }
 
 /* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass, most
- * at a time, the rest in powers of two. tile_fn is inlined for each count of rows. */
-#define X86_DEFINE_MATMUL(name, tile_fn, most)                                                     \
+ * at a time, then what is left. rows(m, q4, t, row, n_rows) is inlined for each count of rows. */
+#define X86_DEFINE_MATMUL(name, q4, most)                                                          \
     static void name(const struct matmul *m)                                                       \
     {                                                                                              \
         for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
             size_t row = m->row_begin;                                                             \
             for (; row + (most) <= m->row_end; row += (most))                                      \
-                tile_fn(m, t, row, most);                                                          \
+                rows(m, q4, t, row, most);                                                         \
             if ((most) > 4 && row + 4 <= m->row_end) {                                             \
-                tile_fn(m, t, row, 4);                                                             \
+                rows(m, q4, t, row, 4);                                                            \
                 row += 4;                                                                          \
             }                                                                                      \
-            if (row + 2 <= m->row_end) {                                                           \
-                tile_fn(m, t, row, 2);                                                             \
-                row += 2;                                                                          \
-            }                                                                                      \
-            if (row < m->row_end)                                                                  \
-                tile_fn(m, t, row, 1);                                                             \
+            if (row + 3 == m->row_end)                                                             \
+                rows(m, q4, t, row, 3);                                                            \
+            else if (row + 2 == m->row_end)                                                        \
+                rows(m, q4, t, row, 2);                                                            \
+            else if (row + 1 == m->row_end)                                                        \
+                rows(m, q4, t, row, 1);                                                            \
         }                                                                                          \
     }
 

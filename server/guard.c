@@ -58,7 +58,7 @@ void guard_end(struct client *client)
 void guard_answer(struct client *client)
 {
     if (client)
-        client->n_bytes_at_rest = guard_bytes_received(client->fd);
+        client->n_bytes_at_rest = guard_bytes_received(client->fd, NULL);
 }
 
 /* Past the daemon, which has nothing to say on this connection yet: the answer, then the end. */
@@ -95,14 +95,21 @@ static void check(struct client *client, uint64_t now_ns)
     const struct server_options *o = &client->server->options;
     const struct exchange *x = client->exchange;
 
-    if (client->is_told)
+    if (client->is_told || (x && x->phase != EXCHANGE_RECEIVING))
         return;
+    bool has_left;
+    uint64_t n_bytes = guard_bytes_received(client->fd, &has_left);
+    if (has_left) { /* with half a request or none: the daemon does not always see that */
+        client->is_told = true;
+        shutdown(client->fd, SHUT_RDWR);
+        return;
+    }
     if (x) {
-        if (x->phase == EXCHANGE_RECEIVING && is_over(x->start_ns, now_ns, o->body_seconds))
+        if (is_over(x->start_ns, now_ns, o->body_seconds))
             end(client, "body", o->body_seconds);
         return;
     }
-    if (!client->headers_since_ns && guard_bytes_received(client->fd) != client->n_bytes_at_rest)
+    if (!client->headers_since_ns && n_bytes != client->n_bytes_at_rest)
         client->headers_since_ns = now_ns;
     if (client->headers_since_ns && is_over(client->headers_since_ns, now_ns, o->header_seconds))
         end(client, "headers", o->header_seconds);

@@ -28,7 +28,8 @@ void guard_end(struct client *client);                       /* the reply is out
 /* Once a second: ends what took too long. */
 void guard_check(struct server *server, uint64_t now_ns);
 
-/* Bytes that a connection has received so far; 0 where the kernel does not say (not TCP). */
-uint64_t guard_bytes_received(int fd);
+/* Bytes that a connection has received so far, and whether the peer has closed its side; 0 and
+ * false where the kernel does not say (not TCP). ret_has_left may be NULL. */
+uint64_t guard_bytes_received(int fd, bool *ret_has_left);
 
 #endif

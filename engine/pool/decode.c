@@ -266,14 +266,15 @@ static bool wait_for_work(struct decode *d)
     return !atomic_load(&d->engine->stopping);
 }
 
-static void set_busy(struct decode *d)
+/* may_step: not all of them wait for pages that others hold. */
+static void set_busy(struct decode *d, bool may_step)
 {
     struct engine *engine = d->engine;
     size_t worst = worst_running(d);
     pthread_mutex_lock(&engine->stats_lock);
-    if (!engine->decode_busy && d->n_running)
+    if (!engine->decode_busy && d->n_running && may_step)
         engine->decode_tick_ns = system_now_ns();
-    engine->decode_busy = d->n_running > 0;
+    engine->decode_busy = d->n_running > 0 && may_step;
     engine->stats.sequences_decoding = (uint32_t)d->n_running;
     engine->decode.worst = worst == SIZE_MAX ? RANK_NOBODY : sequence_rank(d->running[worst]);
     pthread_mutex_unlock(&engine->stats_lock);
@@ -301,13 +302,13 @@ void *decode_main(void *arg)
         give_up_pages(&d);
         hand_over(&d);
         make_room_for_all(&d);
-        set_busy(&d);
+        set_busy(&d, true);
         if (engine->pruned)
             step_model(&d, engine->pruned);
         step_model(&d, engine->full);
         drop_ended(&d);
         hand_over(&d);
-        set_busy(&d);
+        set_busy(&d, d.has_stepped);
         output_notify(engine);
     }
     cancel_all(&d);

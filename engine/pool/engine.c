@@ -118,8 +118,8 @@ int engine_submit(struct engine *engine, const struct engine_request *in, uint64
 
     pthread_mutex_lock(&engine->stats_lock);
     bool full = engine->n_waiting >= engine->options.max_queue;
-    if (!full)
-        engine->n_waiting++;
+    if (!full && engine->n_waiting++ == 0 && engine->n_sequences == 0)
+        engine->work_since_ns = system_now_ns();
     pthread_mutex_unlock(&engine->stats_lock);
     if (full)
         return error_set(err, ERROR_BUSY,
@@ -182,17 +182,38 @@ void engine_get_info(const struct engine *engine, struct engine_info *ret_info)
     *ret_info = engine->info;
 }
 
-void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats)
+static double seconds_since(uint64_t ns)
 {
     uint64_t now = system_now_ns();
+    return now > ns ? (double)(now - ns) / 1e9 : 0;
+}
+
+static uint64_t later(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* A stage that waits for pages which the other holds is not late as long as the other is not; if
+ * neither does anything for a second while there are requests, both are. With stats_lock held. */
+static void fill_tick_ages(const struct engine *engine, struct engine_stats *stats)
+{
+    stats->prefill_tick_age_s = engine->prefill_busy ? seconds_since(engine->prefill_tick_ns) : 0;
+    stats->decode_tick_age_s = engine->decode_busy ? seconds_since(engine->decode_tick_ns) : 0;
+    if (engine->prefill_busy || engine->decode_busy || engine->n_waiting + engine->n_sequences == 0)
+        return;
+    double age = seconds_since(
+        later(engine->work_since_ns, later(engine->prefill_tick_ns, engine->decode_tick_ns)));
+    if (age > 1)
+        stats->prefill_tick_age_s = stats->decode_tick_age_s = age;
+}
+
+void engine_get_stats(struct engine *engine, struct engine_stats *ret_stats)
+{
     struct kv_counts counts;
     pthread_mutex_lock(&engine->stats_lock);
     *ret_stats = engine->stats;
     ret_stats->requests_waiting = engine->n_waiting;
-    ret_stats->prefill_tick_age_s =
-        engine->prefill_busy ? (double)(now - engine->prefill_tick_ns) / 1e9 : 0;
-    ret_stats->decode_tick_age_s =
-        engine->decode_busy ? (double)(now - engine->decode_tick_ns) / 1e9 : 0;
+    fill_tick_ages(engine, ret_stats);
     pthread_mutex_unlock(&engine->stats_lock);
     kv_pool_get_counts(engine->kv, &counts);
     ret_stats->kv_pages_used = counts.n_used;

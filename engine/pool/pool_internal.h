@@ -197,6 +197,7 @@ struct engine {
     double shadow_due;         /* answers to be checked, as a sum of shares */
     uint64_t prefill_tick_ns, decode_tick_ns;
     bool prefill_busy, decode_busy;
+    uint64_t work_since_ns; /* when a request came to an engine without any */
 };
 
 /* engine.c: a request waits no more; n_tokens of it were counted as waiting. */

@@ -181,6 +181,20 @@ static void admit_parked(struct prefill *p)
     }
 }
 
+/* Takes the pages of the last in rank if it is less urgent. False if prefill has no such one; the
+ * decode pool may yet give some. */
+static bool take_from_less_urgent(struct prefill *p, int32_t priority)
+{
+    const struct rank last_of_priority = {priority, UINT64_MAX, UINT32_MAX};
+    struct sequence *worst = prefill_worst(p);
+    if (worst && rank_is_after(sequence_rank(worst), last_of_priority)) {
+        prefill_park(p, worst);
+        return true;
+    }
+    stage_ask_for_pages(p->engine, &p->engine->decode, last_of_priority);
+    return false;
+}
+
 /* New requests wait for those who were here before, unless these are less urgent. */
 static void admit(struct prefill *p)
 {
@@ -189,9 +203,12 @@ static void admit(struct prefill *p)
     while ((next = waiting_next(&p->waiting)) && n_prompts(p) < MAX_READING) {
         if (p->n_parked && p->parked[0]->request->in.priority <= next->in.priority)
             return;
-        if (!has_room_for_choices(p->engine, next->in.n) || !fits(p, &next->sequences[0]))
+        if (!has_room_for_choices(p->engine, next->in.n))
             return;
-        begin_prompt(p, next);
+        if (fits(p, &next->sequences[0]))
+            begin_prompt(p, next);
+        else if (!take_from_less_urgent(p, next->in.priority))
+            return;
     }
 }
 
@@ -239,14 +256,15 @@ static void cancel_all(struct prefill *p)
     output_notify(p->engine);
 }
 
-static void set_busy(struct prefill *p)
+/* may_step: not all of them wait for pages that others hold. */
+static void set_busy(struct prefill *p, bool may_step)
 {
     struct engine *engine = p->engine;
     const struct sequence *worst = prefill_worst(p);
     pthread_mutex_lock(&engine->stats_lock);
-    if (!engine->prefill_busy && p->n_active)
+    if (!engine->prefill_busy && p->n_active && may_step)
         engine->prefill_tick_ns = system_now_ns();
-    engine->prefill_busy = p->n_active > 0;
+    engine->prefill_busy = p->n_active > 0 && may_step;
     engine->stats.requests_prefilling = (uint32_t)p->n_active;
     engine->stats.requests_preempted = (uint32_t)p->n_parked;
     engine->prefill.worst = p->background ? RANK_SPARE : worst ? sequence_rank(worst) : RANK_NOBODY;
@@ -269,13 +287,13 @@ void *prefill_main(void *arg)
         if (!is_idle(&p))
             background_release(&p); /* the first of all to make room */
         admit(&p);
-        set_busy(&p);
+        set_busy(&p, true);
         p.has_stepped = prefill_step(&p, engine->full);
         if (engine->pruned)
             p.has_stepped |= prefill_step(&p, engine->pruned);
         if (is_idle(&p))
             p.has_stepped |= background_step(&p);
-        set_busy(&p); /* it may sleep now, and is not stuck then */
+        set_busy(&p, p.has_stepped); /* it may sleep now, and is not stuck then */
         output_notify(engine);
     }
     cancel_all(&p);

@@ -285,6 +285,33 @@ static void lower_priority_value_goes_first(void **state)
     engine_close(engine);
 }
 
+/* Pages too: a request that is more urgent than what runs does not wait until that has ended. */
+static void urgent_request_gets_the_pages_of_others(void **state)
+{
+    struct engine_options o = pair_options(*state);
+    static struct rig_result first, urgent;
+    o.context = 20 * PAGE;
+    o.kv_bytes = 20 * PAGE_BYTES;
+    struct engine *engine = rig_open(&o);
+    struct engine_request r = rig_request(prompt, 10);
+    r.max_tokens = UINT32_MAX;
+    r.ignore_eos = true;
+    rig_submit(engine, r, &first); /* 20 pages in the end */
+    while (first.choices[0].n < 12 * PAGE)
+        rig_take(engine, -1);
+    r = rig_request(prompt, 9 * PAGE);
+    r.priority = -1;
+    rig_submit(engine, r, &urgent);
+    rig_collect_one(engine, &urgent);
+    rig_expect_ok(&urgent);
+    assert_int_equal(urgent.usage.n_preemptions, 0);
+    assert_false(first.done);
+    rig_collect_one(engine, &first);
+    rig_expect_ok(&first);
+    assert_int_equal(first.choices[0].n, 20 * PAGE - 10);
+    engine_close(engine);
+}
+
 static void keys_take_turns(void **state)
 {
     static const uint64_t keys[] = {1, 1, 1, 2, 2};
@@ -349,6 +376,7 @@ int main(void)
         cmocka_unit_test(full_models_answers_are_kept_at_once),
         cmocka_unit_test(open_ended_chats_run_on_a_small_budget),
         cmocka_unit_test(lower_priority_value_goes_first),
+        cmocka_unit_test(urgent_request_gets_the_pages_of_others),
         cmocka_unit_test(keys_take_turns),
         cmocka_unit_test(busy_engine_says_when_to_come_back),
         cmocka_unit_test(cancel_is_timed_to_the_release_of_its_pages),

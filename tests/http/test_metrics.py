@@ -75,6 +75,6 @@ def test_one_log_line_a_request(server):
     server.wait_until(lambda: id in server.log())  # written after the reply
     lines = [line for line in server.log().splitlines() if id in line]
     assert len(lines) == 1
-    assert re.search(r"POST /v1/chat/completions 200 prompt=\d+ cached=\d+ completion=3 "
+    assert re.search(r"POST /v1/chat/completions 200 prompt=\d+ cached=\d+ matched=\d+ completion=3 "
                      r"queue_ms=[\d.]+ prefill_ms=[\d.]+ decode_ms=[\d.]+ total_ms=[\d.]+ "
                      r"finish=length$", lines[0]), lines[0]

@@ -91,8 +91,7 @@ static void make_room(struct decode *d, size_t i)
     s->is_starved = false;
     while (d->running[i] && !kv_table_grow(engine->kv, &s->table, s->position + 1)) {
         size_t worst = worst_running(d);
-        s->is_starved =
-            stage_ask_for_pages(engine, &engine->prefill, sequence_rank(d->running[worst]));
+        s->is_starved = stage_ask_for_pages(&engine->prefill, sequence_rank(d->running[worst]));
         if (s->is_starved)
             return;
         preempt(d, worst);
@@ -110,10 +109,11 @@ static void make_room_for_all(struct decode *d)
 /* The prefill pool asked for pages. */
 static void give_up_pages(struct decode *d)
 {
-    if (!atomic_exchange(&d->engine->decode.give_up, false))
+    struct rank rank;
+    if (!stage_is_asked(&d->engine->decode, &rank))
         return;
     size_t worst = worst_running(d);
-    if (worst != SIZE_MAX)
+    if (worst != SIZE_MAX && rank_is_after(sequence_rank(d->running[worst]), rank))
         preempt(d, worst);
     close_gaps(d);
     stage_nudge(&d->engine->prefill); /* also when there was nothing to give: it must not wait */
@@ -276,8 +276,9 @@ static void set_busy(struct decode *d, bool may_step)
         engine->decode_tick_ns = system_now_ns();
     engine->decode_busy = d->n_running > 0 && may_step;
     engine->stats.sequences_decoding = (uint32_t)d->n_running;
-    engine->decode.worst = worst == SIZE_MAX ? RANK_NOBODY : sequence_rank(d->running[worst]);
     pthread_mutex_unlock(&engine->stats_lock);
+    stage_publish_worst(&engine->decode,
+                        worst == SIZE_MAX ? RANK_NOBODY : sequence_rank(d->running[worst]));
 }
 
 static void cancel_all(struct decode *d)

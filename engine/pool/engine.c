@@ -157,14 +157,6 @@ void stage_push_request(struct stage *stage, struct request *request)
     stage_nudge(stage);
 }
 
-void stage_push_sequence(struct stage *stage, struct sequence *sequence)
-{
-    pthread_mutex_lock(&stage->lock);
-    sequence_queue_push(&stage->sequences, sequence);
-    pthread_mutex_unlock(&stage->lock);
-    stage_nudge(stage);
-}
-
 void stage_nudge(struct stage *stage)
 {
     atomic_store(&stage->pending, true);

@@ -324,6 +324,7 @@ int engine_open(const struct engine_options *options, struct engine **ret_engine
     for (size_t i = 0; i < 3; i++) {
         pthread_mutex_init(&stages[i]->lock, NULL);
         pthread_cond_init(&stages[i]->wake, NULL);
+        stages[i]->worst = RANK_NOBODY;
     }
     pthread_mutex_init(&engine->registry_lock, NULL);
     pthread_mutex_init(&engine->ready_lock, NULL);

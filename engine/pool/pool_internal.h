@@ -157,8 +157,9 @@ struct stage {
     struct request_queue incoming;     /* intake, prefill */
     struct sequence_queue sequences;   /* prefill, decode */
     struct background_job *background; /* prefill: offered, the newest first */
-    atomic_bool give_up; /* prefill, decode: another stage asks for pages of its last in rank */
-    struct rank worst;   /* guarded by engine.stats_lock: the last in rank that holds pages */
+    struct rank worst;                 /* the last in rank that holds pages, or may soon */
+    struct rank asked_for; /* the other stage asks for the pages of somebody after this one */
+    atomic_bool is_asked;  /* it does; not guarded */
 };
 
 struct engine {
@@ -283,10 +284,13 @@ void sequence_keep_prefix(struct engine *engine, struct sequence *sequence);
 void sequence_preempt(struct engine *engine, struct sequence *sequence);
 struct rank sequence_rank(const struct sequence *sequence);
 bool rank_is_after(struct rank a, struct rank b);
-/* Says who is the stage's last in rank. */
-void stage_publish_worst(struct engine *engine, struct stage *stage, struct rank worst);
+/* The stage itself says who is its last in rank; who is on its way to it is seen to here. */
+void stage_publish_worst(struct stage *stage, struct rank worst);
 /* If the stage's last in rank comes after `rank`, asks it for that one's pages. */
-bool stage_ask_for_pages(struct engine *engine, struct stage *stage, struct rank rank);
+bool stage_ask_for_pages(struct stage *stage, struct rank rank);
+/* The stage itself: whether it was asked, for the pages of somebody after *ret_rank. By now the one
+ * that was meant may be elsewhere. */
+bool stage_is_asked(struct stage *stage, struct rank *ret_rank);
 
 /* background.c: what the full model reads while it has nothing else to do */
 /* Takes the tokens of an answer that just ended; called before its table is closed. */

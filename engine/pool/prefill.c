@@ -86,12 +86,12 @@ void prefill_park(struct prefill *p, struct sequence *sequence)
     prefill_wait(p, sequence);
 }
 
+/* Those that hold no pages yet are about to. */
 struct sequence *prefill_worst(const struct prefill *p)
 {
     struct sequence *worst = NULL;
     for (size_t i = 0; i < p->n_active; i++)
-        if (p->active[i]->table.n_pages &&
-            (!worst || rank_is_after(sequence_rank(p->active[i]), sequence_rank(worst))))
+        if (!worst || rank_is_after(sequence_rank(p->active[i]), sequence_rank(worst)))
             worst = p->active[i];
     return worst;
 }
@@ -99,10 +99,13 @@ struct sequence *prefill_worst(const struct prefill *p)
 /* Asked by the decode pool, or by the last step. */
 static void give_up_pages(struct prefill *p)
 {
-    struct stage *stage = &p->engine->prefill;
-    bool is_asked = atomic_exchange(&stage->give_up, false);
+    struct rank rank;
+    bool is_asked = stage_is_asked(&p->engine->prefill, &rank);
     struct sequence *worst = prefill_worst(p);
-    if ((is_asked || p->is_short) && !background_release(p) && worst)
+    if (p->is_short && (!is_asked || rank_is_after(rank, p->short_rank)))
+        rank = p->short_rank;
+    if ((is_asked || p->is_short) && !background_release(p) && worst &&
+        rank_is_after(sequence_rank(worst), rank))
         prefill_park(p, worst);
     p->is_short = false;
     if (is_asked)
@@ -191,7 +194,7 @@ static bool take_from_less_urgent(struct prefill *p, int32_t priority)
         prefill_park(p, worst);
         return true;
     }
-    stage_ask_for_pages(p->engine, &p->engine->decode, last_of_priority);
+    stage_ask_for_pages(&p->engine->decode, last_of_priority);
     return false;
 }
 
@@ -267,8 +270,10 @@ static void set_busy(struct prefill *p, bool may_step)
     engine->prefill_busy = p->n_active > 0 && may_step;
     engine->stats.requests_prefilling = (uint32_t)p->n_active;
     engine->stats.requests_preempted = (uint32_t)p->n_parked;
-    engine->prefill.worst = p->background ? RANK_SPARE : worst ? sequence_rank(worst) : RANK_NOBODY;
     pthread_mutex_unlock(&engine->stats_lock);
+    stage_publish_worst(&engine->prefill, p->background ? RANK_SPARE
+                                          : worst       ? sequence_rank(worst)
+                                                        : RANK_NOBODY);
 }
 
 static bool is_idle(const struct prefill *p)

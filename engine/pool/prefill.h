@@ -25,7 +25,8 @@ struct prefill {
     size_t n_active;
     struct sequence *parked[MOST_SEQUENCES]; /* without pages now, the first in rank first */
     size_t n_parked;
-    bool is_short; /* the last in rank was in the step when its pages were needed */
+    bool is_short;          /* the last in rank was in the step when its pages were needed */
+    struct rank short_rank; /*   by this one */
     bool has_stepped;
     struct background_job *background; /* taken up, not finished */
 

@@ -69,11 +69,12 @@ static void make_room(struct prefill *p, struct sequence *s, uint32_t end)
             continue;
         struct sequence *worst = prefill_worst(p);
         if (!worst || !rank_is_after(sequence_rank(worst), sequence_rank(s))) {
-            stage_ask_for_pages(engine, &engine->decode, sequence_rank(s));
+            stage_ask_for_pages(&engine->decode, sequence_rank(s));
             return;
         }
         if (worst->in_step) {
             p->is_short = true;
+            p->short_rank = sequence_rank(s);
             return;
         }
         prefill_park(p, worst);

@@ -4,7 +4,6 @@
  * Pages are not set aside. The last in rank of all that hold some gives its own up, wherever it is:
  * a stage takes from its own last unless the other's comes after it, and then asks for that one's.
  * So the first in rank always goes on, and since it fits the pool alone, everyone's turn comes. */
-#include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
 
 #include <assert.h>
@@ -118,21 +117,47 @@ bool rank_is_after(struct rank a, struct rank b)
     return a.id != b.id ? a.id > b.id : a.choice > b.choice;
 }
 
-void stage_publish_worst(struct engine *engine, struct stage *stage, struct rank worst)
+/* One that is on its way to the stage counts as there, so that it is never nowhere. */
+void stage_push_sequence(struct stage *stage, struct sequence *sequence)
 {
-    pthread_mutex_lock(&engine->stats_lock);
-    stage->worst = worst;
-    pthread_mutex_unlock(&engine->stats_lock);
+    pthread_mutex_lock(&stage->lock);
+    sequence_queue_push(&stage->sequences, sequence);
+    if (rank_is_after(sequence_rank(sequence), stage->worst))
+        stage->worst = sequence_rank(sequence);
+    pthread_mutex_unlock(&stage->lock);
+    stage_nudge(stage);
 }
 
-bool stage_ask_for_pages(struct engine *engine, struct stage *stage, struct rank rank)
+void stage_publish_worst(struct stage *stage, struct rank worst)
 {
-    pthread_mutex_lock(&engine->stats_lock);
+    pthread_mutex_lock(&stage->lock);
+    for (const struct sequence *s = stage->sequences.head; s; s = s->next)
+        if (rank_is_after(sequence_rank(s), worst))
+            worst = sequence_rank(s);
+    stage->worst = worst;
+    pthread_mutex_unlock(&stage->lock);
+}
+
+bool stage_ask_for_pages(struct stage *stage, struct rank rank)
+{
+    pthread_mutex_lock(&stage->lock);
     bool ok = rank_is_after(stage->worst, rank);
-    pthread_mutex_unlock(&engine->stats_lock);
+    if (ok)
+        stage->asked_for = rank;
+    pthread_mutex_unlock(&stage->lock);
     if (ok) {
-        atomic_store(&stage->give_up, true);
+        atomic_store(&stage->is_asked, true);
         stage_nudge(stage);
     }
     return ok;
+}
+
+bool stage_is_asked(struct stage *stage, struct rank *ret_rank)
+{
+    if (!atomic_exchange(&stage->is_asked, false))
+        return false;
+    pthread_mutex_lock(&stage->lock);
+    *ret_rank = stage->asked_for;
+    pthread_mutex_unlock(&stage->lock);
+    return true;
 }

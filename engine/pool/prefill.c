@@ -66,7 +66,7 @@ void prefill_remove_active(struct prefill *p, struct sequence *sequence)
     while (p->active[i] != sequence)
         i++;
     p->n_active--;
-    memmove(&p->active[i], &p->active[i + 1], (p->n_active - i) * sizeof(p->active[0]));
+    memmove(&p->active[i], &p->active[i + 1], (p->n_active - i) * sizeof(struct sequence *));
 }
 
 void prefill_wait(struct prefill *p, struct sequence *sequence)
@@ -180,7 +180,7 @@ static void admit_parked(struct prefill *p)
     while (p->n_parked && n_prompts(p) < MAX_READING && fits(p, p->parked[0])) {
         p->active[p->n_active++] = p->parked[0];
         p->n_parked--;
-        memmove(&p->parked[0], &p->parked[1], p->n_parked * sizeof(p->parked[0]));
+        memmove(&p->parked[0], &p->parked[1], p->n_parked * sizeof(struct sequence *));
     }
 }
 

@@ -88,7 +88,7 @@ static int print_openapi(void)
 {
     _cleanup_buf_ struct buf text = {0};
 
-    openapi_write(&text);
+    openapi_write(&text, NULL);
     cJSON *tree = text.failed ? NULL : cJSON_ParseWithLength(text.data, text.len);
     if (!tree) {
         fprintf(stderr, "the description is not JSON near: %.200s\n",

@@ -16,6 +16,7 @@
     "'type':'string'}}}"
 #define SCHEMA_CONTENT                                                                             \
     "{'oneOf':[{'type':'string'},{'type':'array','minItems':1,'items':" SCHEMA_PART "}]}"
+#define SCHEMA_SYSTEM "{'oneOf':[{'type':'string'},{'type':'array','items':" SCHEMA_PART "}]}"
 #define SCHEMA_MESSAGES                                                                            \
     "{'type':'array','minItems':1,'maxItems':4096,'items':{'type':'object','required':['role',"    \
     "'content'],'properties':{'role':{'enum':['system','developer','user','assistant']},"          \
@@ -78,7 +79,7 @@ static const struct field FIELDS[] = {
      .required = ON_RESPONSES, .help = "A text, or the conversation so far."},
     {"instructions", ON_RESPONSES, FIELD_READ, .read = field_read_system,
      .schema = "{'type':'string'}", .help = "System text, in front of the input."},
-    {"system", ON_ANTHROPIC, FIELD_READ, .read = field_read_system, .schema = SCHEMA_CONTENT,
+    {"system", ON_ANTHROPIC, FIELD_READ, .read = field_read_system, .schema = SCHEMA_SYSTEM,
      .help = "System text, in front of the messages."},
     {"prompt", ON_COMPLETIONS, FIELD_READ, .read = field_read_prompt, .schema = SCHEMA_PROMPT,
      .required = ON_COMPLETIONS,

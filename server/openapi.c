@@ -285,11 +285,17 @@ static void write_type(struct buf *out, const struct field *field, bool may_be_n
     }
 }
 
-static void write_field(struct buf *out, const struct field *field, enum field_route route)
+static void write_field(struct buf *out, const struct field *field, enum field_route route,
+                        const char *model_id)
 {
     write_string(out, field->name);
     buf_append_str(out, ":{");
     write_type(out, field, !(field->required & route));
+    if (model_id && strcmp(field->name, "model") == 0) {
+        buf_append_str(out, field->required & route ? ",\"enum\":[" : ",\"enum\":[null,");
+        write_string(out, model_id);
+        buf_append(out, "]", 1);
+    }
     if (field->preset)
         buf_printf(out, ",\"default\":%s", field->preset);
     const char *help = field->help;
@@ -301,7 +307,8 @@ static void write_field(struct buf *out, const struct field *field, enum field_r
     buf_append(out, "}", 1);
 }
 
-static void write_request_schema(struct buf *out, const struct operation *operation)
+static void write_request_schema(struct buf *out, const struct operation *operation,
+                                 const char *model_id)
 {
     enum field_route route = operation->route;
     const char *comma = "";
@@ -321,7 +328,7 @@ static void write_request_schema(struct buf *out, const struct operation *operat
     for (size_t i = 0; i < n; i++)
         if (table[i].routes & route) {
             buf_append_str(out, comma);
-            write_field(out, &table[i], route);
+            write_field(out, &table[i], route, model_id);
             comma = ",";
         }
     buf_append_str(out, "}}");
@@ -387,7 +394,7 @@ static void write_operation(struct buf *out, const struct operation *operation)
     buf_append_str(out, "}}");
 }
 
-void openapi_write(struct buf *out)
+void openapi_write(struct buf *out, const char *model_id)
 {
     write_text(out, "{'openapi':'3.1.0','info':{'title':'overfill','version':'" OVERFILL_VERSION
                     "','description':'OpenAI-compatible inference on CPUs.'},"
@@ -404,7 +411,7 @@ void openapi_write(struct buf *out)
                     "'key':{'type':'apiKey','in':'header','name':'x-api-key'}},'schemas':{");
     for (size_t i = 0; i < N_OPERATIONS; i++)
         if (OPERATIONS[i].route) {
-            write_request_schema(out, &OPERATIONS[i]);
+            write_request_schema(out, &OPERATIONS[i], model_id);
             buf_append(out, ",", 1);
         }
     write_text(out, SCHEMAS);
@@ -417,9 +424,9 @@ void handle_openapi(struct exchange *x)
     struct buf text = {0};
 
     if (!kept->data) {
-        openapi_write(&text);
-        if (text.failed) {
-            exchange_reply(x, 200, "application/json", &text); /* says that memory ran out */
+        openapi_write(&text, x->server->engine ? x->server->info.model_id : NULL);
+        if (text.failed || !x->server->engine) { /* a failure is told as one of memory */
+            exchange_reply(x, 200, "application/json", &text);
             return;
         }
         *kept = text;

@@ -6,7 +6,8 @@
 #include "engine/base/buf.h"
 #include "server/fields.h"
 
-void openapi_write(struct buf *out);
+/* model_id: the served model, which `model` then must be; NULL: any text. */
+void openapi_write(struct buf *out, const char *model_id);
 
 /* What a request's operation is called, and its schema's name: for openapi.c and api_docs.c. */
 struct operation {

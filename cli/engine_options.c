@@ -23,7 +23,10 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
         .weights = strcmp(settings->weights, "f32") == 0  ? WEIGHT_F32
                    : strcmp(settings->weights, "q8") == 0 ? WEIGHT_Q8
                                                           : WEIGHT_AUTO,
-        .kv_type = strcmp(settings->kv_type, "f32") == 0 ? KV_F32 : KV_F16,
+        .kv_type = strcmp(settings->kv_type, "f32") == 0    ? KV_F32
+                   : strcmp(settings->kv_type, "bf16") == 0 ? KV_BF16
+                   : strcmp(settings->kv_type, "q8_0") == 0 ? KV_Q8_0
+                                                            : KV_F16,
         .context = settings->context,
         .kv_bytes = settings->kv_memory,
         .prefill_threads = settings->prefill_threads,

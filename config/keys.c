@@ -31,8 +31,8 @@ static const struct setting_key KEYS[] = {
         .help = "how often the full model comes by in refresh and verify; 0: 16 and 4"),
     KEY("engine", "weights", CHOICE, ENGINE, weights, .preset = "auto", .choices = "auto|q8|f32",
         .help = "how weights lie in memory; auto: 4-bit blocks stay, the rest becomes 8-bit"),
-    KEY("engine", "kv-type", CHOICE, ENGINE, kv_type, .preset = "f16", .choices = "f16|f32",
-        .help = "number type of the KV cache"),
+    KEY("engine", "kv-type", CHOICE, ENGINE, kv_type, .preset = "f16",
+        .choices = "f16|bf16|f32|q8_0", .help = "number type of the KV cache"),
     KEY("engine", "context", UINT, ENGINE, context, .unit = "TOKENS", .preset = "0",
         .max = MAX_CONTEXT,
         .help = "tokens one request may use, prompt and answer; 0: what the model was trained "

@@ -55,7 +55,7 @@ struct settings {
     char *decode; /* auto, pruned, refresh, verify, full */
     uint32_t every;
     char *weights; /* auto, q8, f32 */
-    char *kv_type; /* f16, f32 */
+    char *kv_type; /* f16, bf16, f32, q8_0 */
     uint32_t context;
     size_t kv_memory;
     uint32_t prefill_threads;

@@ -35,7 +35,7 @@ enum decode_mode {
 const char *decode_mode_name(enum decode_mode mode); /* "pruned", "refresh", "verify", "full" */
 int decode_mode_from_name(const char *name);         /* -1 if unknown */
 
-enum kv_type { KV_F16, KV_F32 };
+enum kv_type { KV_F16, KV_F32, KV_BF16, KV_Q8_0 };
 /* How weights lie in memory. AUTO keeps 4-bit blocks of 32 as they are and makes everything else
  * int8 in blocks of 32; F32 is the reference. */
 enum weight_type { WEIGHT_AUTO, WEIGHT_Q8, WEIGHT_F32 };

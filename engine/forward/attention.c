@@ -21,33 +21,16 @@ static void store_keys(const struct forward *f, size_t row, uint32_t head, const
 {
     uint32_t position = f->rows[row].position;
     uint32_t page = slice_of(f, row)->pages[position / KERNEL_PAGE_TOKENS];
-    size_t t = position % KERNEL_PAGE_TOKENS;
-    uint32_t head_dim = f->model->params.head_dim;
     void *keys = kv_page_keys(f->pool, page, f->kv_layer, head);
-
-    if (kv_pool_layout(f->pool)->element_bytes == sizeof(float)) {
-        for (size_t d = 0; d < head_dim; d++)
-            ((float *)keys)[d * KERNEL_PAGE_TOKENS + t] = k[d];
-        return;
-    }
-    uint16_t half[MODEL_MAX_HEAD_DIM];
-    f->kernels->float_to_half(k, head_dim, half);
-    for (size_t d = 0; d < head_dim; d++)
-        ((uint16_t *)keys)[d * KERNEL_PAGE_TOKENS + t] = half[d];
+    kv_store_key(f->pool, f->kernels, keys, position % KERNEL_PAGE_TOKENS, k);
 }
 
 static void store_values(const struct forward *f, size_t row, uint32_t head, const float *v)
 {
     uint32_t position = f->rows[row].position;
     uint32_t page = slice_of(f, row)->pages[position / KERNEL_PAGE_TOKENS];
-    size_t t = position % KERNEL_PAGE_TOKENS;
-    uint32_t head_dim = f->model->params.head_dim;
     void *values = kv_page_values(f->pool, page, f->kv_layer, head);
-
-    if (kv_pool_layout(f->pool)->element_bytes == sizeof(float))
-        memcpy((float *)values + t * head_dim, v, head_dim * sizeof(float));
-    else
-        f->kernels->float_to_half(v, head_dim, (uint16_t *)values + t * head_dim);
+    kv_store_value(f->pool, f->kernels, values, position % KERNEL_PAGE_TOKENS, v);
 }
 
 static void store_query(struct forward *f, size_t row, uint32_t head, const float *q)
@@ -99,17 +82,8 @@ static void load_page(const struct forward *f, const struct forward_slice *slice
 {
     const void *keys = kv_page_keys(f->pool, slice->pages[i], f->kv_layer, kv_head);
     const void *values = kv_page_values(f->pool, slice->pages[i], f->kv_layer, kv_head);
-    size_t n = (size_t)a->head_dim * KERNEL_PAGE_TOKENS;
-
-    if (kv_pool_layout(f->pool)->element_bytes == sizeof(float)) {
-        a->keys = keys;
-        a->values = values;
-        return;
-    }
-    f->kernels->half_to_float(keys, n, scratch->keys);
-    f->kernels->half_to_float(values, n, scratch->values);
-    a->keys = scratch->keys;
-    a->values = scratch->values;
+    kv_load(f->pool, f->kernels, keys, values, scratch->keys, scratch->values, &a->keys,
+            &a->values);
 }
 
 /* acc / sum of every query to its place in attn. */

@@ -9,8 +9,7 @@
 
 size_t kv_page_bytes(const struct kv_layout *layout)
 {
-    return (size_t)2 * layout->n_layers * layout->n_kv_heads * layout->head_dim *
-           KERNEL_PAGE_TOKENS * layout->element_bytes;
+    return 2 * layout->n_layers * layout->n_kv_heads * kv_head_bytes(layout);
 }
 
 uint32_t kv_pages_for(uint32_t n_tokens)
@@ -46,7 +45,7 @@ int kv_pool_open(const struct kv_layout *layout, size_t bytes, struct kv_pool **
         return error_memory(err, "KV pool", sizeof(*pool));
     pool->layout = *layout;
     pool->page_bytes = kv_page_bytes(layout);
-    pool->head_bytes = (size_t)layout->head_dim * KERNEL_PAGE_TOKENS * layout->element_bytes;
+    pool->head_bytes = kv_head_bytes(layout);
     pthread_mutex_init(&pool->lock, NULL);
 
     size_t n = bytes / pool->page_bytes;

@@ -24,11 +24,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum kv_format {
+    KV_PLAIN,  /* half or float */
+    KV_BRAIN,  /* the upper half of a float, rounded */
+    KV_BLOCKS, /* int8, and a half scale for each 32 of a token's values (those of Q8_0), after
+                  them: of K [n_blocks][32 tokens], of V [32 tokens][n_blocks] */
+};
+
 struct kv_layout {
     uint32_t n_layers;
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t element_bytes; /* 2: half, 4: float */
+    uint32_t element_bytes; /* plain: 2 half, 4 float; brain: 2; blocks: 1 */
+    enum kv_format format;
 };
 
 struct kv_pool;
@@ -59,6 +67,17 @@ uint32_t kv_pages_for(uint32_t n_tokens); /* rounded up */
 
 void *kv_page_keys(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head);
 void *kv_page_values(const struct kv_pool *pool, uint32_t page, uint32_t layer, uint32_t head);
+
+/* How a head's K and V of one token, [head_dim] floats, are written as token t of a page, and how a
+ * page is read: to keys[head_dim][32] and values[32][head_dim] in scratch of that size, or where it
+ * holds floats in place. */
+void kv_store_key(const struct kv_pool *pool, const struct kernels *kernels, void *keys, uint32_t t,
+                  const float *k);
+void kv_store_value(const struct kv_pool *pool, const struct kernels *kernels, void *values,
+                    uint32_t t, const float *v);
+void kv_load(const struct kv_pool *pool, const struct kernels *kernels, const void *page_keys,
+             const void *page_values, float *scratch_keys, float *scratch_values,
+             const float **ret_keys, const float **ret_values);
 
 int kv_table_open(struct kv_table *ret_table, uint32_t max_tokens, struct error *err);
 /* Makes room for n_tokens tokens in all, at most what kv_table_open was told. False when there are

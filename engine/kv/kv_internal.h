@@ -40,6 +40,9 @@ struct kv_pool {
     uint64_t n_evicted;
 };
 
+/* format.c: K or V of a layer and head in a page */
+size_t kv_head_bytes(const struct kv_layout *layout);
+
 /* All with the lock held. */
 void page_ref(struct kv_pool *pool, uint32_t page);
 void page_unref(struct kv_pool *pool, uint32_t page);

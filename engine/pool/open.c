@@ -115,7 +115,12 @@ static int open_kv(struct engine *engine, const struct model_params *p, struct e
         .n_layers = p->n_layers,
         .n_kv_heads = p->n_kv_heads,
         .head_dim = p->head_dim,
-        .element_bytes = o->kv_type == KV_F32 ? sizeof(float) : sizeof(uint16_t),
+        .element_bytes = o->kv_type == KV_F32    ? sizeof(float)
+                         : o->kv_type == KV_Q8_0 ? sizeof(int8_t)
+                                                 : sizeof(uint16_t),
+        .format = o->kv_type == KV_BF16   ? KV_BRAIN
+                  : o->kv_type == KV_Q8_0 ? KV_BLOCKS
+                                          : KV_PLAIN,
     };
     int rc = kv_pool_open(&layout, o->kv_bytes, &engine->kv, err);
     if (rc)

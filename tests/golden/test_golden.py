@@ -20,6 +20,7 @@ GOLDEN = DATA / "data" / "golden" / "smollm2-greedy.jsonl"
 F32_MAX = 0.002  # largest difference of a log-probability with f32 weights and KV
 DEFAULT_MEAN = 0.03  # and with the default types, over all steps of a prompt
 DEFAULT_MAX = 0.25
+KV_Q8_BOUNDS = (0.07, 0.7)  # the same two with KV in blocks of 8 bits: the price of half the memory
 CLOSE_MARGIN = 0.3  # below it the default types may choose the other token
 
 
@@ -88,15 +89,12 @@ def test_f32_gives_the_reference_log_probabilities(program, model, row):
         assert top[0][1] - top[1][1] <= 2 * F32_MAX, f"step {first}: another token without a tie"
 
 
-@pytest.mark.parametrize("row", load_rows())
-def test_default_types_stay_close_to_the_reference(program, model, row):
-    answer = generate(program, model, row, False)
-
+def check_close(answer, row, mean: float, most: float) -> None:
     assert answer["prompt_tokens"] == row["prompt_tokens"]
     check_shape(answer)
     found = differences(answer, row)
-    assert statistics.fmean(found) <= DEFAULT_MEAN
-    assert max(found) <= DEFAULT_MAX
+    assert statistics.fmean(found) <= mean
+    assert max(found) <= most
     for step, (ours, theirs) in enumerate(zip(answer["tokens"], row["greedy"])):
         top = row["top5"][step]
         if top[0][1] - top[1][1] < CLOSE_MARGIN:
@@ -104,3 +102,14 @@ def test_default_types_stay_close_to_the_reference(program, model, row):
         assert ours == theirs, f"step {step}"
     else:
         assert len(answer["tokens"]) == len(row["greedy"])
+
+
+@pytest.mark.parametrize("row", load_rows())
+def test_default_types_stay_close_to_the_reference(program, model, row):
+    check_close(generate(program, model, row, False), row, DEFAULT_MEAN, DEFAULT_MAX)
+
+
+@pytest.mark.parametrize("kv_type, mean, most", [("bf16", DEFAULT_MEAN, DEFAULT_MAX), ("q8_0", *KV_Q8_BOUNDS)])
+@pytest.mark.parametrize("row", load_rows()[::4])
+def test_kv_types_cost_what_they_are_known_to(program, model, row, kv_type, mean, most):
+    check_close(generate(program, model, row, False, "--kv-type", kv_type), row, mean, most)

@@ -3,6 +3,7 @@
 #include "engine/kv/kv.h"
 #include "tests/unit/check.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -163,7 +164,7 @@ static void fork_at_a_page_boundary_copies_nothing(void **state)
 static void check_no_overlap(const struct kv_layout *layout)
 {
     struct kv_pool *pool = open_pool(layout, 3);
-    size_t bytes = (size_t)layout->head_dim * KERNEL_PAGE_TOKENS * layout->element_bytes;
+    size_t bytes = kv_page_bytes(layout) / layout->n_layers / layout->n_kv_heads / 2;
 
     for (int pass = 0; pass < 2; pass++) {
         uint8_t number = 0;
@@ -191,6 +192,55 @@ static void layers_and_heads_do_not_overlap(void **state)
     check_no_overlap(&half_layout);
     check_no_overlap(&(struct kv_layout){2, 3, 10, 4});
     check_no_overlap(&(struct kv_layout){1, 1, 1, 2});
+    check_no_overlap(&(struct kv_layout){2, 2, 40, 1, KV_BLOCKS});
+}
+
+#define HEAD_DIM 40 /* more than a block of 32, and not two */
+
+static float value_of(uint32_t t, uint32_t d, bool is_key)
+{
+    return sinf((float)(t * 131 + d * 7 + is_key)) * (float)(1 + t % 5);
+}
+
+/* Writes a page token by token, in odd order, and reads it back: `relative` to the largest value of
+ * a token's block of 32, or to the value itself. */
+static void check_format(const struct kv_layout *layout, float relative, bool to_block)
+{
+    const struct kernels *kernels;
+    struct error err;
+    float k[HEAD_DIM], v[HEAD_DIM], keys[HEAD_DIM * 32], values[32 * HEAD_DIM];
+    const float *read_keys, *read_values;
+    assert_int_equal(kernels_select(NULL, &kernels, &err), 0);
+    struct kv_pool *pool = open_pool(layout, 2);
+    void *page_keys = kv_page_keys(pool, 1, 0, 1), *page_values = kv_page_values(pool, 1, 0, 1);
+    for (uint32_t i = 0; i < 32; i++) {
+        uint32_t t = i * 11 % 32;
+        for (uint32_t d = 0; d < HEAD_DIM; d++) {
+            k[d] = value_of(t, d, true);
+            v[d] = value_of(t, d, false);
+        }
+        kv_store_key(pool, kernels, page_keys, t, k);
+        kv_store_value(pool, kernels, page_values, t, v);
+    }
+    kv_load(pool, kernels, page_keys, page_values, keys, values, &read_keys, &read_values);
+    for (uint32_t t = 0; t < 32; t++) {
+        for (uint32_t d = 0; d < HEAD_DIM; d++) {
+            float most = to_block ? (float)(1 + t % 5) : 0;
+            float a = value_of(t, d, true), b = value_of(t, d, false);
+            assert_true(fabsf(read_keys[d * 32 + t] - a) <= relative * fmaxf(most, fabsf(a)));
+            assert_true(fabsf(read_values[t * HEAD_DIM + d] - b) <=
+                        relative * fmaxf(most, fabsf(b)));
+        }
+    }
+    kv_pool_close(pool);
+}
+
+static void formats_keep_what_their_bits_can(void **state)
+{
+    check_format(&(struct kv_layout){1, 2, HEAD_DIM, 4}, 0, false);
+    check_format(&(struct kv_layout){1, 2, HEAD_DIM, 2}, 1.0f / 2048, false);
+    check_format(&(struct kv_layout){1, 2, HEAD_DIM, 2, KV_BRAIN}, 1.0f / 256, false);
+    check_format(&(struct kv_layout){1, 2, HEAD_DIM, 1, KV_BLOCKS}, 0.51f / 127, true);
 }
 
 static void failed_allocation_opens_nothing(void **state)
@@ -270,6 +320,7 @@ int main(void)
         cmocka_unit_test(fork_shares_full_pages_and_copies_the_part_filled_one),
         cmocka_unit_test(fork_at_a_page_boundary_copies_nothing),
         cmocka_unit_test(layers_and_heads_do_not_overlap),
+        cmocka_unit_test(formats_keep_what_their_bits_can),
         cmocka_unit_test(failed_allocation_opens_nothing),
         cmocka_unit_test(threads_share_the_pool),
     };

@@ -108,6 +108,34 @@ static void every_token_is_as_alone(void **state)
     menu_close(menu);
 }
 
+/* The same with every number type of weights and KV that is not exact: less, since it is the same
+ * code that decides what is computed. */
+static void every_token_is_as_alone_in_all_types(void **state)
+{
+    static const enum kv_type types[] = {KV_F16, KV_BF16, KV_Q8_0};
+    const struct rig_files *files = *state;
+    struct rig_result *results = calloc(MOST_AT_ONCE, sizeof(*results));
+    uint32_t seed = 31;
+    assert_non_null(results);
+    for (size_t t = 0; t < sizeof(types) / sizeof(types[0]); t++) {
+        struct engine_options o = pair_options(files);
+        o.weights = WEIGHT_AUTO;
+        o.kv_type = types[t];
+        struct menu *menu = menu_open(o);
+        for (int mix = 0; mix < N_MIXES / 20; mix++) {
+            struct engine_options other = random_options(files, &seed);
+            other.weights = WEIGHT_AUTO;
+            other.kv_type = types[t];
+            struct engine *engine = rig_open(&other);
+            run_mix(engine, menu, &seed, 12, 8, results);
+            rig_wait_until(engine, no_page_is_used);
+            engine_close(engine);
+        }
+        menu_close(menu);
+    }
+    free(results);
+}
+
 static void thousands_of_requests_leave_no_page_behind(void **state)
 {
     const struct rig_files *files = *state;
@@ -136,6 +164,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_token_is_as_alone),
+        cmocka_unit_test(every_token_is_as_alone_in_all_types),
         cmocka_unit_test(thousands_of_requests_leave_no_page_behind),
     };
     return cmocka_run_group_tests(tests, rig_write_files, rig_remove_files);

@@ -112,6 +112,24 @@ static void tokens_with_everything(void **state)
     engine_close(engine);
 }
 
+/* Drafts, and what is read once the answer is finished: that may fail without anybody noticing. */
+static void the_dial_and_the_background(void **state)
+{
+    static const enum decode_mode modes[] = {DECODE_VERIFY, DECODE_REFRESH, DECODE_PRUNED};
+    struct engine_options o = options(*state);
+    o.no_background = false;
+    o.shadow_rate = 1;
+    struct engine *engine = rig_open(&o);
+    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+        struct engine_request r = rig_request(prompt, 20);
+        r.decode = modes[i];
+        r.max_tokens = 70;
+        r.ignore_eos = true;
+        assert_true(check_sites(engine, r) > 5);
+    }
+    engine_close(engine);
+}
+
 static void messages(void **state)
 {
     struct engine_options o = options(*state);
@@ -161,6 +179,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(engine_opens_or_says_that_memory_is_short),
         cmocka_unit_test(tokens_with_everything),
+        cmocka_unit_test(the_dial_and_the_background),
         cmocka_unit_test(messages),
         cmocka_unit_test(text_with_the_prompt_only),
         cmocka_unit_test(given_tokens),

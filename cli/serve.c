@@ -9,6 +9,7 @@
 
 #include <libgen.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -179,6 +180,19 @@ static int open_server(const struct settings *settings, struct server **ret_serv
     return server_open(&options, ret_server, err);
 }
 
+/* While a model is loaded its file is read where it is mapped; if somebody cuts it just then, the
+ * kernel has only this signal to say so. Afterwards nothing of the file is needed. */
+static void on_bus_error(int number)
+{
+    static const char TEXT[] = "overfill serve: a model file was cut short while it was read; the "
+                               "process ends\n";
+
+    (void)number;
+    ssize_t n = write(STDERR_FILENO, TEXT, sizeof(TEXT) - 1);
+    (void)n;
+    _exit(CLI_FAILED);
+}
+
 static int run(const struct settings *settings, struct error *err)
 {
     struct loader loader = {.settings = settings, .is_terminal = isatty(STDERR_FILENO)};
@@ -193,6 +207,7 @@ static int run(const struct settings *settings, struct error *err)
     }
     log_info("listening on %s port %u, loading %s", settings->host,
              (unsigned)server_port(loader.server), settings->model);
+    signal(SIGBUS, on_bus_error);
     int refused = pthread_create(&loader.thread, NULL, load, &loader);
     if (refused) {
         server_close(loader.server);

@@ -39,6 +39,28 @@ int mapped_file_open(const char *path, struct mapped_file *ret_map, struct error
     return rc;
 }
 
+/* A private page that was written is not enough: cutting the file takes it away too. So the copy is
+ * memory of its own that is moved to where the pages are. */
+int mapped_file_keep(const void *data, size_t bytes, struct error *err)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t start = (uintptr_t)data & ~(page - 1);
+    size_t whole = ((uintptr_t)data + bytes - start + page - 1) & ~(page - 1);
+
+    if (bytes == 0)
+        return 0;
+    void *copy = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return error_memory(err, "pages of the file", whole);
+    memcpy(copy, (const void *)start, whole);
+    if (mprotect(copy, whole, PROT_READ) == 0 &&
+        mremap(copy, whole, whole, MREMAP_MAYMOVE | MREMAP_FIXED, start) != MAP_FAILED)
+        return 0;
+    int rc = error_set(err, ERROR_IO, "cannot keep the file's pages: %s", strerror(errno));
+    munmap(copy, whole);
+    return rc;
+}
+
 void mapped_file_close(struct mapped_file *map)
 {
     if (map->data)

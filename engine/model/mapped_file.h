@@ -1,6 +1,6 @@
 /* A whole file mapped read-only. Not here: what its bytes mean (gguf.h, safetensors.h).
  * Immutable after open, any thread may read; a file that someone cuts short while it is mapped
- * raises SIGBUS in the reader, as with every mmap. */
+ * raises SIGBUS in the reader, as with every mmap, except in what mapped_file_keep has copied. */
 #ifndef OVERFILL_ENGINE_MODEL_MAPPED_FILE_H
 #define OVERFILL_ENGINE_MODEL_MAPPED_FILE_H
 
@@ -17,5 +17,8 @@ struct mapped_file {
 /* The message does not repeat the path: the caller puts it in front. */
 int mapped_file_open(const char *path, struct mapped_file *ret_map, struct error *err);
 void mapped_file_close(struct mapped_file *map); /* also of a zeroed struct */
+/* data[bytes] lies in a mapping: copies its pages into the process's own memory, where they are,
+ * so that they stay readable when the file is cut or overwritten. Once, before others read. */
+int mapped_file_keep(const void *data, size_t bytes, struct error *err);
 
 #endif

@@ -2,6 +2,7 @@
 #include "engine/model/model.h"
 
 #include "engine/base/mem.h"
+#include "engine/model/mapped_file.h"
 #include "engine/model/pack.h"
 
 #include <math.h>
@@ -195,13 +196,20 @@ void layer_tensors_find(const struct model_file *file, uint32_t layer,
         const char *name;
         const struct tensor **tensor;
     } parts[] = {
-        {"attn_norm.weight", &t->attn_norm}, {"ffn_norm.weight", &t->mlp_norm},
-        {"attn_q_norm.weight", &t->q_norm},  {"attn_k_norm.weight", &t->k_norm},
-        {"attn_q.weight", &t->q},            {"attn_k.weight", &t->k},
-        {"attn_v.weight", &t->v},            {"attn_q.bias", &t->q_bias},
-        {"attn_k.bias", &t->k_bias},         {"attn_v.bias", &t->v_bias},
-        {"attn_output.weight", &t->o},       {"ffn_gate.weight", &t->gate},
-        {"ffn_up.weight", &t->up},           {"ffn_down.weight", &t->down},
+        {"attn_norm.weight", &t->attn_norm},
+        {"ffn_norm.weight", &t->mlp_norm},
+        {"attn_q_norm.weight", &t->q_norm},
+        {"attn_k_norm.weight", &t->k_norm},
+        {"attn_q.weight", &t->q},
+        {"attn_k.weight", &t->k},
+        {"attn_v.weight", &t->v},
+        {"attn_q.bias", &t->q_bias},
+        {"attn_k.bias", &t->k_bias},
+        {"attn_v.bias", &t->v_bias},
+        {"attn_output.weight", &t->o},
+        {"ffn_gate.weight", &t->gate},
+        {"ffn_up.weight", &t->up},
+        {"ffn_down.weight", &t->down},
     };
     char name[64];
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
@@ -277,6 +285,34 @@ static int open_matrices(struct model *model, model_progress_fn *progress, void 
     return rc;
 }
 
+/* The strings of a vocabulary that stand in the mapped file: from the first byte to the last. */
+static void find_strings(const struct vocab_string *strings, size_t n, const char **first,
+                         const char **last)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (strings[i].len == 0)
+            continue;
+        if (!*first || strings[i].data < *first)
+            *first = strings[i].data;
+        if (!*last || strings[i].data + strings[i].len > *last)
+            *last = strings[i].data + strings[i].len;
+    }
+}
+
+/* What is read from the file after the model is open must not be lost when somebody cuts it. */
+static int keep_what_is_read(const struct model *model, struct error *err)
+{
+    const struct vocab *vocab = model_file_vocab(model->file);
+    const char *first = NULL, *last = NULL;
+    int rc = mapped_file_keep(model->embedding->data, model->embedding->bytes, err);
+
+    if (rc || vocab->storage)
+        return rc;
+    find_strings(vocab->text, vocab->n_tokens, &first, &last);
+    find_strings(vocab->merges, vocab->n_merges, &first, &last);
+    return first ? mapped_file_keep(first, (size_t)(last - first), err) : 0;
+}
+
 int model_open_empty(const struct model_params *params, enum model_weights weights,
                      uint32_t n_positions, struct model **ret_model, struct error *err)
 {
@@ -289,8 +325,8 @@ int model_open_empty(const struct model_params *params, enum model_weights weigh
     model->head_pad = round_up(params->head_dim, KERNEL_TILE);
     model->n_positions = n_positions;
     model->layers = mem_calloc(params->n_layers, sizeof(*model->layers));
-    int rc = model->layers ? open_rope(model, err)
-                           : error_memory(err, "model tables", params->n_layers);
+    int rc =
+        model->layers ? open_rope(model, err) : error_memory(err, "model tables", params->n_layers);
     if (rc) {
         model_close(model);
         return rc;
@@ -310,6 +346,8 @@ int model_open(struct model_file *file, enum model_weights weights, uint32_t n_p
     }
     model->file = file;
     rc = open_matrices(model, progress, user, err);
+    if (rc == 0)
+        rc = keep_what_is_read(model, err);
     if (rc) {
         error_prefix(err, "%s", model_file_path(file));
         model_close(model);

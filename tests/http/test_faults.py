@@ -175,6 +175,24 @@ def test_sigterm_under_load_fails_no_request(start_fake):
     assert not failures, failures[:3]
 
 
+def test_model_file_cut_while_it_is_served(tmp_path):
+    """The answer stays the same: nothing is read from the file any more."""
+    from conftest import MODEL, Server, command_of, stop_cleanly
+    import shutil
+    command = command_of("real")
+    copy = tmp_path / "model.gguf"
+    shutil.copyfile(MODEL, copy)
+    command[command.index("--model") + 1] = str(copy)
+    server = Server(command, tmp_path / "log.txt")
+    body = server.completion("Once upon a time", temperature=0, cache_prompt=False)
+    before = server.post("/v1/completions", body).json["choices"]
+    with open(copy, "r+b") as file:
+        file.truncate(100)
+    assert server.post("/v1/completions", body).json["choices"] == before
+    assert server.post("/v1/completions", server.completion("Zürich, 北京 🙂")).status == 200
+    stop_cleanly(server)
+
+
 def test_drain_deadline_cancels(start_fake):
     server = start_fake("--drain", "1")
     thread, result = stream_in_background(server, max_tokens=2000, ignore_eos=True)

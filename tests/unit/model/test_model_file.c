@@ -1,7 +1,9 @@
 /* GGUF files as models: parameters, shapes, RoPE, the vocabulary's defaults, fitting twins; and the
  * real SmolLM2 where it is at hand. */
 #include "engine/base/mem.h"
+#include "engine/model/model.h"
 #include "engine/model/model_file.h"
+#include "engine/tokenizer/tokenizer.h"
 #include "tests/unit/check.h"
 #include "tests/unit/model/tiny.h"
 
@@ -617,11 +619,44 @@ static void smollm2_opens_with_its_known_numbers(void **state)
     model_file_close(file);
 }
 
+/* Somebody copies another model over the file while it is in use. */
+static void an_open_model_survives_its_file_being_cut(void **state)
+{
+    struct tiny tiny = tiny_default();
+    struct model_file *file = open_tiny(&tiny, path_a);
+    struct tokenizer *tokenizer;
+    struct token_list before = {0}, after = {0};
+    struct model *model;
+    struct error err;
+    float row[2][16];
+
+    assert_int_equal(model_open(file, MODEL_WEIGHTS_AUTO, 16, NULL, NULL, &model, &err), 0);
+    assert_int_equal(tokenizer_open(model_file_vocab(file), &tokenizer, &err), 0);
+    model_embed(model, 3, row[0]);
+    assert_int_equal(tokenizer_encode(tokenizer, "ab ba", 5, 0, &before, &err), 0);
+    assert_int_equal(truncate(path_a, 0), 0);
+    model_embed(model, 3, row[1]);
+    assert_memory_equal(row[0], row[1], sizeof(row[0]));
+    for (int32_t token = 0; token < TINY_TOKENS; token++) {
+        size_t len;
+        model_embed(model, token, row[1]);
+        assert_non_null(tokenizer_piece(tokenizer, token, &len));
+    }
+    assert_int_equal(tokenizer_encode(tokenizer, "ab ba", 5, 0, &after, &err), 0);
+    assert_int_equal(after.n, before.n);
+    assert_memory_equal(after.ids, before.ids, before.n * sizeof(*before.ids));
+    token_list_free(&before);
+    token_list_free(&after);
+    tokenizer_close(tokenizer);
+    model_close(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_architecture_opens_with_its_parameters),
         cmocka_unit_test(tensors_hold_what_was_written),
+        cmocka_unit_test(an_open_model_survives_its_file_being_cut),
         cmocka_unit_test(metadata_that_cannot_be_is_refused_by_name),
         cmocka_unit_test(every_tensor_is_needed_and_of_one_shape),
         cmocka_unit_test(a_tensor_too_many_is_refused),

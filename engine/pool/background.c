@@ -1,8 +1,8 @@
-/* What the full model reads while it has nothing else to do: finished answers of the twin, so that
- * the next turn of a chat, which holds them, finds the whole conversation in the prefix cache; and
- * a share of them once more to tell how far the twin was from it (shadow.c). Real work comes first:
- * it finds the stage free after a chunk of some milliseconds, and the job's pages at once; what was
- * read for the cache stays there as long as there is room. See prefill.h. */
+/* What the full model reads while the engine has nothing else to do: finished answers of the twin,
+ * so that the next turn of a chat, which holds them, finds the whole conversation in the prefix
+ * cache; and a share of them once more to tell how far the twin was from it (shadow.c). Real work
+ * comes first: it finds the stage free after a chunk of some milliseconds, and the job's pages at
+ * once; what was read for the cache stays there as long as there is room. See prefill.h. */
 #include "engine/pool/background.h"
 
 #include "engine/base/mem.h"
@@ -179,10 +179,22 @@ static enum background_progress read_answer(struct prefill *p, struct background
     return job->position < end ? BACKGROUND_GOES_ON : BACKGROUND_OVER;
 }
 
+/* Decode may use the threads of an idle prefill pool, so it must be idle too. The last sequence to
+ * end wakes this thread. */
+static bool is_decode_idle(struct engine *engine)
+{
+    pthread_mutex_lock(&engine->stats_lock);
+    bool is_idle = engine->n_sequences == 0;
+    pthread_mutex_unlock(&engine->stats_lock);
+    return is_idle;
+}
+
 bool background_step(struct prefill *p)
 {
     struct background_job *job = p->background;
     struct error err;
+    if (!is_decode_idle(p->engine))
+        return false;
     if (!job)
         job = p->background = take_job(&p->engine->prefill);
     if (!job)

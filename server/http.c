@@ -26,7 +26,7 @@
 #define STREAM_BLOCK_BYTES 8192
 #define PEM_MAX_BYTES (1 << 20)
 #define MAX_LATE_RUNS 1000                  /* at the end, to take in who has connected already */
-#define CONNECTION_MEMORY_BYTES (32 * 1024) /* limits request line and headers together */
+#define CONNECTION_MEMORY_BYTES (16 * 1024) /* limits request line and headers together */
 
 static const char OUT_OF_MEMORY[] =
     "{\"error\":{\"message\":\"The server has no memory left for this request. Please retry "

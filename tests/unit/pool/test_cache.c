@@ -290,20 +290,20 @@ static void urgent_request_gets_the_pages_of_others(void **state)
 {
     struct engine_options o = pair_options(*state);
     static struct rig_result first, urgent;
-    static int32_t long_prompt[190 * PAGE];
-    o.context = 200 * PAGE;
-    o.kv_bytes = 200 * PAGE_BYTES;
-    rig_prompt(4, 190 * PAGE, long_prompt);
+    static int32_t long_prompt[50 * PAGE];
+    o.context = 60 * PAGE;
+    o.kv_bytes = 60 * PAGE_BYTES;
+    rig_prompt(4, 50 * PAGE, long_prompt);
     struct engine *engine = rig_open(&o);
     first.usage.n_preemptions = 0;
     for (int i = 0; i < 50 && first.usage.n_preemptions == 0; i++) { /* it may be too late */
         struct engine_request r = rig_request(prompt, 10);
         r.max_tokens = UINT32_MAX;
         r.ignore_eos = true;
-        rig_submit(engine, r, &first); /* 200 pages in the end */
+        rig_submit(engine, r, &first); /* 60 pages in the end */
         while (first.choices[0].n < 12 * PAGE)
             rig_take(engine, -1);
-        r = rig_request(long_prompt, 190 * PAGE);
+        r = rig_request(long_prompt, 50 * PAGE);
         r.priority = -1;
         rig_submit(engine, r, &urgent);
         rig_collect_one(engine, &urgent);
@@ -311,7 +311,7 @@ static void urgent_request_gets_the_pages_of_others(void **state)
         assert_int_equal(urgent.usage.n_preemptions, 0);
         rig_collect_one(engine, &first);
         rig_expect_ok(&first);
-        assert_int_equal(first.choices[0].n, 200 * PAGE - 10);
+        assert_int_equal(first.choices[0].n, 60 * PAGE - 10);
     }
     assert_true(first.usage.n_preemptions > 0);
     engine_close(engine);

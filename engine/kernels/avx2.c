@@ -78,8 +78,7 @@ INLINE void add_block(__m256i sum[][2], const bool q4, const uint8_t *w, const i
     for (size_t g = 0; g < n_groups; g++) {
         __m256i packed[2];
         __m256i pairs[2];
-        if (n_rows <= 2)
-            _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
+        _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
         for (int h = 0; h < 2; h++)
             packed[h] = load(w + g * 64 + h * 32);
         for (int i = 0; i < (q4 ? 4 : 2); i++) {

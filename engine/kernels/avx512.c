@@ -63,8 +63,7 @@ INLINE void add_block(__m512i *sum, const bool q4, const uint8_t *w, const int16
     X86_KEEP_LOOP
     for (size_t g = 0; g < n_groups; g++) {
         __m512i packed = _mm512_loadu_si512(w + g * 64);
-        if (n_rows <= 2)
-            _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
+        _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
         for (int i = 0; i < (q4 ? 4 : 2); i++) {
             size_t pair = q4 ? q4_pair_index(g, i) : 2 * g + (size_t)i;
             add_pairs(sum, q4 ? q4_pairs(packed, i) : q8_pairs(packed, i), x + pair * 2, stride,

@@ -1,7 +1,7 @@
 """Measures overfill and llama.cpp in turn and writes every sample as JSON. Called by scripts/bench.
 
 One pair is: `overfill bench` for the full model and the twin, then llama-bench and llama-batched-bench for
-each weight type. After that both servers stay up, idle but for the one that is asked, for the time to the
+each weight type (after the first pair: those that won a stage there). After that both servers stay up, idle but for the one that is asked, for the time to the
 first token; last, each is started anew for its load time. No sample is dropped.
 """
 import argparse
@@ -23,6 +23,7 @@ BATCH_PROMPT = 31  # tokens, and generated: as `overfill bench` does it
 BATCH_TOKENS = 64
 BATCHES = (1, 4, 16)
 TTFT_TOKENS = 2000
+STAGES = ("prefill", *(f"decode-{n}" for n in BATCHES))
 TYPES = ("Q4_0", "Q8_0", "BF16", "Q4_1")
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -183,11 +184,14 @@ def machine(args) -> dict:
         "overfill": revision.stdout.strip(),
         "llama": number.group(1) if number else "unknown",
         "load_before": os.getloadavg()[0],
+        "policy": os.sched_getscheduler(0),
     }
 
 
 def best_type(pairs: list, stage: str) -> str:
-    return max(TYPES, key=lambda weights: statistics.median(pair["theirs"][weights][stage] for pair in pairs))
+    """The fastest of the types that every pair has."""
+    types = set(TYPES).intersection(*(pair["theirs"] for pair in pairs))
+    return max(types, key=lambda weights: statistics.median(pair["theirs"][weights][stage] for pair in pairs))
 
 
 def main() -> None:
@@ -203,12 +207,17 @@ def main() -> None:
     result = {"date": time.strftime("%Y-%m-%d"), "pairs": [], "machine": machine(args)}
     threads = result["machine"]["cpus"]
     for i in range(args.pairs):
+        begin = time.monotonic()
         say(f"pair {i + 1} of {args.pairs}")
         pair = {"ours": ours(args, log), "theirs": {}}
-        for weights in TYPES:
+        # every type once, then those that won a stage
+        wanted = {best_type(result["pairs"][:1], stage) for stage in STAGES} if i else set(TYPES)
+        for weights in sorted(wanted):
             pair["theirs"][weights] = theirs(args, weights, threads, log)
         result["pairs"].append(pair)
+        say(f"pair {i + 1}: {time.monotonic() - begin:.0f} s")
     prefill_type = best_type(result["pairs"], "prefill")
+    args.out.with_suffix(".part").write_text(json.dumps(result, indent=1))
     result["ttft"] = {"weights": prefill_type, **measure_ttft(args, prefill_type, threads, log)}
     result["load"] = {"weights": prefill_type, **measure_load(args, prefill_type, threads, log)}
     result["machine"]["load_after"] = os.getloadavg()[0]

@@ -48,7 +48,7 @@ def stage_row(pairs: list, stage: str, theirs: str) -> dict:
         "binds": statistics.mode(our_stage(pair["ours"], stage)["binds"] for pair in pairs),
     }
     if theirs:
-        types = pairs[0]["theirs"]
+        types = set(pairs[0]["theirs"]).intersection(*(pair["theirs"] for pair in pairs))
         row["type"] = max(types, key=lambda t: median_of(pairs, lambda pair: pair["theirs"][t][theirs]))
         row["theirs"] = median_of(pairs, lambda pair: pair["theirs"][row["type"]][theirs])
         row["ratio"] = median_of(
@@ -106,9 +106,9 @@ def peaks(pairs: list) -> str:
 def types_table(pairs: list) -> str:
     stages = ("prefill", "decode-1", "decode-4", "decode-16")
     rows = []
-    for weights in pairs[0]["theirs"]:
-        rows.append([weights] + [f"{median_of(pairs, lambda pair: pair['theirs'][weights][s]):.0f}" for s in stages])
-    return table(["llama.cpp's type", "prefill 512", "decode 1", "decode 4", "decode 16"], rows)
+    for weights, speeds_of_type in pairs[0]["theirs"].items():
+        rows.append([weights] + [f"{speeds_of_type[stage]:.0f}" for stage in stages])
+    return table(["llama.cpp's type, first pair", "prefill 512", "decode 1", "decode 4", "decode 16"], rows)
 
 
 def quality_table(quality: list) -> str:
@@ -123,9 +123,11 @@ def quality_table(quality: list) -> str:
 def measured_text(result: dict, rows: dict) -> str:
     m, pairs = result["machine"], result["pairs"]
     kernels = pairs[0]["ours"]["machine"]["kernels"]
+    priority = "" if m["policy"] == 0 else (
+        " Other work ran on the machine; both programs ran at real-time priority, above it.")
     return f"""{m['cpu']} (family {m['family']}), {m['cpus']} CPUs, {m['memory_gb']:.1f} GB of memory, {m['system']}, Linux {m['kernel']};
 overfill {m['overfill']} with its {kernels} kernels; llama.cpp {m['llama']}, native build, {m['cpus']} threads. {result['date']},
-{len(pairs)} pairs in turn, medians. Load of the machine before: {m['load_before']:.2f}. The model is SmolLM2-135M-Instruct, Q4_1; its
+{len(pairs)} pairs in turn, medians. Load of the machine before: {m['load_before']:.2f}.{priority} The model is SmolLM2-135M-Instruct, Q4_1; its
 twin is 320 wide with 832 MLP channels, Q4_1. llama.cpp runs the full model in the type that is its best in the row.
 
 {speeds(rows)}

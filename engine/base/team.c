@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -38,6 +39,7 @@ struct team_thread {
     struct team *team;
     unsigned member;
     pthread_t thread;
+    atomic_int tid; /* 0 until the thread runs */
 };
 
 struct team {
@@ -223,6 +225,7 @@ static void *helper(void *arg)
     snprintf(name, sizeof(name), "%s-%u", self->team->name,
              (self->member - self->team->first_member) % 1000);
     pthread_setname_np(pthread_self(), name);
+    atomic_store(&self->tid, (int)syscall(SYS_gettid));
     help_until(self->team, self->member, &self->team->stopping);
     return NULL;
 }
@@ -251,6 +254,17 @@ unsigned crew_size(const struct crew *crew)
 struct crew *team_crew(struct team *team)
 {
     return team->crew;
+}
+
+void team_give_way(struct team *team, int nice)
+{
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), nice);
+    for (unsigned i = 0; i < team->n_started; i++) {
+        int tid;
+        while ((tid = atomic_load(&team->threads[i].tid)) == 0)
+            sched_yield();
+        setpriority(PRIO_PROCESS, (id_t)tid, nice);
+    }
 }
 
 static int start_helpers(struct team *team, struct error *err)

@@ -38,6 +38,9 @@ int team_open(unsigned n_threads, const char *name, struct crew *crew, struct te
               struct error *err);
 void team_close(struct team *team); /* NULL is fine */
 struct crew *team_crew(struct team *team);
+/* The leader: its threads, itself included, give way to others of the process where there are more
+ * than CPUs (nice(2), 0..19; cannot be undone). Where the system refuses, nothing changes. */
+void team_give_way(struct team *team, int nice);
 
 /* A pass: phases that follow each other closely. Helpers stay awake from begin to end. */
 void team_begin(struct team *team);

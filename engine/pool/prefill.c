@@ -9,6 +9,8 @@
 #include <assert.h>
 #include <string.h>
 
+#define PREFILL_NICE 5
+
 /* Ends a request that has no sequences in decode. */
 static void end_request(struct engine *engine, struct request *request, const char *why)
 {
@@ -286,6 +288,8 @@ void *prefill_main(void *arg)
     struct engine *engine = arg;
     struct prefill p = {.engine = engine};
 
+    /* Sockets, and clients on the same machine, take their time from prompts, not from streams. */
+    team_give_way(engine->prefill.team, PREFILL_NICE);
     while (wait_for_work(&p)) {
         drop_cancelled(&p);
         give_up_pages(&p);

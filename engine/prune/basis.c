@@ -1,8 +1,7 @@
 /* The basis of the twin's residual stream: principal components of the full model's, normalised as
  * RMSNorm does without its weights, over layers and tokens. See reconstruct.h. */
-#include "engine/prune/reconstruct.h"
-
 #include "engine/base/mem.h"
+#include "engine/prune/reconstruct.h"
 
 #include <cblas.h>
 #include <string.h>
@@ -27,7 +26,7 @@ static void add_normalised(struct reconstruct *r, struct batch batch, const floa
                                        p->rms_eps, r->target + n++ * p->hidden);
         rows.data += s->n * rows.stride;
     }
-    least_squares_add(covariance, r->target, p->hidden, NULL, 0, n);
+    least_squares_add(covariance, false, r->target, p->hidden, NULL, 0, n);
 }
 
 static void read_batch(struct reconstruct *r, uint32_t l, struct batch batch, const float *ones,
@@ -95,7 +94,8 @@ static int compute_basis(struct reconstruct *r, struct error *err)
         return rc;
     rc = measure(r, &covariance, err);
     if (rc == 0)
-        rc = top_eigenvectors(covariance.xx, full, r->hidden, r->basis, &r->basis_share, err);
+        rc =
+            top_eigenvectors(covariance.fitted.xx, full, r->hidden, r->basis, &r->basis_share, err);
     least_squares_close(&covariance);
     reader_embed(r->samples, r->full.model, READ_ALL, r->full.x); /* back to the beginning */
     if (rc == 0)

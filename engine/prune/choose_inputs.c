@@ -12,7 +12,7 @@
 
 /* Inputs that leave together, one of so many: not those that could stand in for each other. */
 #define BLOCK_SHARE 48
-#define RIDGE 1e-3      /* of the mean diagonal */
+#define RIDGE 1e-3 /* of the mean diagonal */
 
 /* The inputs that are left, in the order of the rows of w and of inverse. */
 struct chooser {

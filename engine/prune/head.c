@@ -1,16 +1,15 @@
 /* The twin's head, and how well the whole twin does on the held samples. See reconstruct.h. */
-#include "engine/prune/reconstruct.h"
-
 #include "engine/base/mem.h"
+#include "engine/prune/reconstruct.h"
 
 #include <cblas.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define RIDGE 1e-3
-#define HEAD_ROWS 4096 /* of the vocabulary at once */
-#define SCORE_ROWS 256 /* tokens scored at once */
+#define HEAD_ROWS 4096  /* of the vocabulary at once */
+#define SCORE_ROWS 256  /* tokens scored at once */
+#define TEMPER_STRIDE 8 /* of the held tokens, looked at to choose the temperature */
+#define TEMPER_STEPS 3
 
 /* Both models' normed last rows of the batch's answers: the full model's to target, the twin's to
  * inner. */
@@ -47,13 +46,13 @@ static int norm_all(struct reconstruct *r, struct least_squares *ls, struct erro
     struct batch batch = reader_batch(r->samples, 0);
     for (; batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
         norm_last(r, batch, weight, ones);
-        add_fitted(r, batch, ls, r->inner + r->samples->samples[batch.first].answer * r->hidden,
-                   r->hidden, r->target, full);
+        add_rows(r, batch, ls, r->inner + r->samples->samples[batch.first].answer * r->hidden,
+                 r->hidden, r->target, full);
     }
     return twin_store_put(r->store, "output_norm.weight", TENSOR_F32, ones, 0, r->hidden, err);
 }
 
-const struct tensor *full_head(const struct reconstruct *r)
+static const struct tensor *full_head(const struct reconstruct *r)
 {
     const struct tensor *head = model_file_tensor(r->file, "output.weight");
     return head ? head : model_file_tensor(r->file, "token_embd.weight");
@@ -156,25 +155,95 @@ static int score_held(struct reconstruct *r, struct error *err)
     return 0;
 }
 
+/* dKL/dt and d2KL/dt2 of KL(full || softmax(t twin)) for one row of logits. */
+static void temper_row(const float *full, const float *twin, size_t n, double t, double *ret_slope,
+                       double *ret_curvature)
+{
+    size_t full_best = 0;
+    size_t twin_best = 0;
+    double full_sum = 0, full_mean = 0;
+    double twin_sum = 0, twin_mean = 0, twin_square = 0;
+    for (size_t i = 1; i < n; i++) {
+        full_best = full[i] > full[full_best] ? i : full_best;
+        twin_best = twin[i] > twin[twin_best] ? i : twin_best;
+    }
+    for (size_t i = 0; i < n; i++) {
+        double z = twin[i] - twin[twin_best];
+        double p = expf(full[i] - full[full_best]);
+        double q = expf((float)(t * z));
+        full_sum += p;
+        full_mean += p * z;
+        twin_sum += q;
+        twin_mean += q * z;
+        twin_square += q * z * z;
+    }
+    twin_mean /= twin_sum;
+    *ret_slope += twin_mean - full_mean / full_sum;
+    *ret_curvature += twin_square / twin_sum - twin_mean * twin_mean;
+}
+
+/* One step of Newton's method for the temperature, over the held rows in strides. */
+static void temper_step(struct reconstruct *r, const float *head, const float *map, float *states,
+                        float *z, double *t)
+{
+    size_t vocab = r->full_params->vocab_size;
+    size_t full = r->full_params->hidden;
+    double slope = 0;
+    double curvature = 0;
+    for (size_t i = 0; i < r->samples->n_samples; i++) {
+        const struct sample *s = &r->samples->samples[i];
+        for (uint32_t k = s->n_prompt; s->held && k < s->n; k += TEMPER_STRIDE) {
+            size_t row = s->answer + k - s->n_prompt;
+            multiply(r->inner + row * r->hidden, 1, r->hidden, map, full, 0, states);
+            memcpy(states + full, r->middle + row * full, full * sizeof(float));
+            multiply(states, 2, full, head, vocab, 0, z);
+            temper_row(z + vocab, z, vocab, *t, &slope, &curvature);
+        }
+    }
+    double next = curvature > 0 ? *t - slope / curvature : *t;
+    *t = fmin(fmax(next, 0.5), 1.5);
+}
+
+/* Scales the map so that the twin is as sure of itself as it may be on text it has not seen: what
+ * it was fitted to makes it surer than that. KL is convex in the scale. */
+static int temper_map(struct reconstruct *r, float *map, struct error *err)
+{
+    size_t vocab = r->full_params->vocab_size;
+    size_t full = r->full_params->hidden;
+    double t = 1;
+    _cleanup_mem_ float *head = load_matrix(full_head(r), err);
+    _cleanup_mem_ float *states = mem_array(2 * full, sizeof(float));
+    _cleanup_mem_ float *z = mem_array(2 * vocab, sizeof(float));
+    if (!head)
+        return -(int)err->code;
+    if (!states || !z)
+        return error_memory(err, "logits", 2 * vocab * sizeof(float));
+    for (int step = 0; step < TEMPER_STEPS; step++)
+        temper_step(r, head, map, states, z, &t);
+    cblas_sscal((blasint)(full * r->hidden), (float)t, map, 1);
+    r->temperature = t;
+    return 0;
+}
+
 int rebuild_head(struct reconstruct *r, struct error *err)
 {
     size_t full = r->full_params->hidden;
     struct least_squares ls;
-    _cleanup_mem_ float *map = mem_array(full * r->hidden, sizeof(float));
+    _cleanup_mem_ float *map = mem_calloc(full * r->hidden, sizeof(float));
     if (!map)
         return error_memory(err, "head map", full * r->hidden * sizeof(float));
     int rc = least_squares_open(r->hidden, full, &ls, err);
     if (rc)
         return rc;
-    _cleanup_mem_ double *states = mem_array((size_t)r->hidden * r->hidden, sizeof(double));
-    rc = states ? norm_all(r, &ls, err) : error_memory(err, "head", r->hidden);
-    if (rc == 0) {
-        memcpy(states, ls.xx, (size_t)r->hidden * r->hidden * sizeof(double));
-        rc = least_squares_solve(&ls, RIDGE, map, &r->head_residual, err);
-    }
-    if (rc == 0 && !getenv("NO_FIT"))
-        rc = fit_head(r, states, ls.n_rows, map, err);
+    struct least_squares_result result;
+    rc = norm_all(r, &ls, err);
+    if (rc == 0)
+        rc = least_squares_solve(&ls, 0, full, map, &result, err);
+    if (rc == 0)
+        r->head_residual = result.residual;
     least_squares_close(&ls);
+    if (rc == 0)
+        rc = temper_map(r, map, err);
     if (rc == 0)
         rc = put_head(r, map, err);
     if (rc == 0)

@@ -69,9 +69,8 @@ int line_reader_next(struct line_reader *r, const char **ret_line, size_t *ret_l
         if (n && chunk[n - 1] == '\n')
             break;
         if (r->line.len > MAX_LINE_BYTES)
-            return error_set(err, ERROR_FORMAT,
-                             "calibration %s: line %zu: longer than %zu bytes", r->path, r->number,
-                             MAX_LINE_BYTES);
+            return error_set(err, ERROR_FORMAT, "calibration %s: line %zu: longer than %zu bytes",
+                             r->path, r->number, MAX_LINE_BYTES);
     }
     int failed;
     const char *why = gzerror(r->file, &failed);

@@ -1,4 +1,5 @@
-/* Lines of a text file, plain or gzipped, and the document in a JSONL row. Internal to engine/prune.
+/* Lines of a text file, plain or gzipped, and the document in a JSONL row. Internal to
+ * engine/prune.
  */
 #ifndef OVERFILL_ENGINE_PRUNE_JSONL_H
 #define OVERFILL_ENGINE_PRUNE_JSONL_H

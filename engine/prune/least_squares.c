@@ -5,23 +5,40 @@
 
 #include <cblas.h>
 #include <lapacke.h>
+#include <math.h>
 #include <string.h>
+
+#define SIZE_SHARE 0.01
 
 void blas_threads(unsigned n)
 {
     openblas_set_num_threads((int)n);
 }
 
+static bool open_sums(size_t n_in, size_t n_out, struct row_sums *sums)
+{
+    sums->xx = mem_calloc(n_in * n_in, sizeof(double));
+    sums->yx = mem_calloc(n_out ? n_out * n_in : 1, sizeof(double));
+    sums->yy = mem_calloc(n_out ? n_out : 1, sizeof(double));
+    return sums->xx && sums->yx && sums->yy;
+}
+
+static void close_sums(struct row_sums *sums)
+{
+    mem_free(sums->xx);
+    mem_free(sums->yx);
+    mem_free(sums->yy);
+}
+
 int least_squares_open(size_t n_in, size_t n_out, struct least_squares *ret_ls, struct error *err)
 {
     size_t n_most = n_in > n_out ? n_in : n_out;
     struct least_squares ls = {.n_in = n_in, .n_out = n_out};
-    ls.xx = mem_calloc(n_in * n_in, sizeof(double));
-    ls.yx = mem_calloc(n_out ? n_out * n_in : 1, sizeof(double));
     ls.batch = mem_array(n_most * n_in, sizeof(float));
-    if (!ls.xx || !ls.yx || !ls.batch) {
+    if (!open_sums(n_in, n_out, &ls.fitted) || (n_out && !open_sums(n_in, n_out, &ls.held)) ||
+        !ls.batch) {
         least_squares_close(&ls);
-        return error_memory(err, "least squares", 2 * n_most * n_in * sizeof(double));
+        return error_memory(err, "least squares", 4 * n_most * n_in * sizeof(double));
     }
     *ret_ls = ls;
     return 0;
@@ -29,43 +46,46 @@ int least_squares_open(size_t n_in, size_t n_out, struct least_squares *ret_ls, 
 
 void least_squares_close(struct least_squares *ls)
 {
-    mem_free(ls->xx);
-    mem_free(ls->yx);
+    close_sums(&ls->fitted);
+    close_sums(&ls->held);
     mem_free(ls->batch);
     *ls = (struct least_squares){0};
 }
 
-void least_squares_add(struct least_squares *ls, const float *x, size_t x_stride, const float *y,
-                       size_t y_stride, size_t n)
+void least_squares_add(struct least_squares *ls, bool held, const float *x, size_t x_stride,
+                       const float *y, size_t y_stride, size_t n)
 {
+    struct row_sums *sums = held ? &ls->held : &ls->fitted;
     size_t n_in = ls->n_in;
     if (!n)
         return;
-    ls->n_rows += n;
+    sums->n_rows += n;
     cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (blasint)n_in, (blasint)n, 1.0f, x,
                 (blasint)x_stride, 0.0f, ls->batch, (blasint)n_in);
     for (size_t i = 0; i < n_in; i++)
         for (size_t j = i; j < n_in; j++)
-            ls->xx[i * n_in + j] += ls->batch[i * n_in + j];
+            sums->xx[i * n_in + j] += ls->batch[i * n_in + j];
     if (!ls->n_out)
         return;
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)ls->n_out, (blasint)n_in,
                 (blasint)n, 1.0f, y, (blasint)y_stride, x, (blasint)x_stride, 0.0f, ls->batch,
                 (blasint)n_in);
     for (size_t i = 0; i < ls->n_out * n_in; i++)
-        ls->yx[i] += ls->batch[i];
+        sums->yx[i] += ls->batch[i];
     for (size_t r = 0; r < n; r++)
-        ls->yy += cblas_sdot((blasint)ls->n_out, y + r * y_stride, 1, y + r * y_stride, 1);
+        for (size_t o = 0; o < ls->n_out; o++)
+            sums->yy[o] += (double)y[r * y_stride + o] * y[r * y_stride + o];
 }
 
-/* Adds ridge * mean of the diagonal to it. */
+/* In proportion to each input's own size, so that inputs of any scale shrink alike; and to a part
+ * of the mean size, so that one that is hardly ever more than zero gets no huge weight. */
 static void add_ridge(double *a, size_t n, double ridge)
 {
     double trace = 0;
     for (size_t i = 0; i < n; i++)
         trace += a[i * n + i];
     for (size_t i = 0; i < n; i++)
-        a[i * n + i] += ridge * trace / (double)n;
+        a[i * n + i] += ridge * (a[i * n + i] + SIZE_SHARE * trace / (double)n);
 }
 
 /* In row-major terms the upper triangle is column-major's lower one. */
@@ -82,29 +102,87 @@ static int factorise(double *a, size_t n, struct error *err)
                 : 0;
 }
 
-int least_squares_solve(struct least_squares *ls, double ridge, float *ret_map,
-                        double *ret_residual, struct error *err)
+/* Outputs [begin, end) at one ridge. */
+struct solver {
+    const struct least_squares *ls;
+    size_t begin, n_out;
+    double *xx;   /* [n_in][n_in] */
+    double *map;  /* [n_out][n_in] */
+    double *best; /* [n_out][n_in] */
+};
+
+static int solve(struct solver *s, double ridge, struct error *err)
 {
-    size_t n = ls->n_out * ls->n_in;
+    const struct least_squares *ls = s->ls;
     lapack_int n_in = (lapack_int)ls->n_in;
-    lapack_int n_out = (lapack_int)ls->n_out;
+    lapack_int n_out = (lapack_int)s->n_out;
     lapack_int info;
     char lower = 'L';
-    _cleanup_mem_ double *map = mem_array(n, sizeof(double));
-    if (!map)
-        return error_memory(err, "least squares", n * sizeof(double));
-    add_ridge(ls->xx, ls->n_in, ridge);
-    int rc = factorise(ls->xx, ls->n_in, err);
+    memcpy(s->xx, ls->fitted.xx, ls->n_in * ls->n_in * sizeof(double));
+    add_ridge(s->xx, ls->n_in, ridge);
+    int rc = factorise(s->xx, ls->n_in, err);
     if (rc)
         return rc;
-    memcpy(map, ls->yx, n * sizeof(double));
-    LAPACK_dpotrs(&lower, &n_in, &n_out, ls->xx, &n_in, map, &n_in, &info);
-    /* |y - Ax|^2 = yy - 2 tr(A yx^T) + tr(A xx A^T), and A (xx + ridge) = yx */
-    double explained = cblas_ddot((blasint)n, map, 1, ls->yx, 1);
-    *ret_residual = ls->yy > 0 ? 1 - explained / ls->yy : 0;
-    for (size_t i = 0; i < n; i++)
-        ret_map[i] = (float)map[i];
+    memcpy(s->map, ls->fitted.yx + s->begin * ls->n_in, s->n_out * ls->n_in * sizeof(double));
+    LAPACK_dpotrs(&lower, &n_in, &n_out, s->xx, &n_in, s->map, &n_in, &info);
     return 0;
+}
+
+/* sum |y - A x|^2 = sum y^2 - 2 tr(A yx^T) + tr(A xx A^T), as a share of the first; s->xx is
+ * scratch. */
+static double share_left(struct solver *s, const struct row_sums *sums)
+{
+    size_t n_in = s->ls->n_in;
+    const double *yx = sums->yx + s->begin * n_in;
+    double yy = 0;
+    double left = 0;
+    for (size_t o = 0; o < s->n_out; o++)
+        yy += sums->yy[s->begin + o];
+    for (size_t at = 0; at < s->n_out; at += n_in) { /* as many outputs as the scratch holds */
+        size_t n = s->n_out - at < n_in ? s->n_out - at : n_in;
+        const double *map = s->map + at * n_in;
+        cblas_dsymm(CblasRowMajor, CblasRight, CblasUpper, (blasint)n, (blasint)n_in, 1.0, sums->xx,
+                    (blasint)n_in, map, (blasint)n_in, 0.0, s->xx, (blasint)n_in);
+        left += cblas_ddot((blasint)(n * n_in), map, 1, s->xx, 1) -
+                2 * cblas_ddot((blasint)(n * n_in), map, 1, yx + at * n_in, 1);
+    }
+    return yy > 0 ? 1 + left / yy : 0;
+}
+
+/* Goes up the ridges as long as that helps the held rows. */
+static int choose_ridge(struct solver *s, struct least_squares_result *result, struct error *err)
+{
+    static const double RIDGES[] = {1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1, 3, 10};
+    const struct row_sums *judge = s->ls->held.n_rows ? &s->ls->held : &s->ls->fitted;
+    result->residual = INFINITY;
+    for (size_t i = 0; i < sizeof(RIDGES) / sizeof(RIDGES[0]); i++) {
+        int rc = solve(s, RIDGES[i], err);
+        if (rc)
+            return rc;
+        double share = share_left(s, judge);
+        if (share > result->residual)
+            break;
+        *result = (struct least_squares_result){RIDGES[i], share};
+        double *swap = s->best;
+        s->best = s->map;
+        s->map = swap;
+    }
+    return 0;
+}
+
+int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, float *map,
+                        struct least_squares_result *ret_result, struct error *err)
+{
+    size_t n = (end - begin) * ls->n_in;
+    _cleanup_mem_ double *xx = mem_array(ls->n_in * ls->n_in, sizeof(double));
+    _cleanup_mem_ double *maps = mem_array(2 * n, sizeof(double));
+    struct solver s = {ls, begin, end - begin, xx, maps, maps + n};
+    if (!xx || !maps)
+        return error_memory(err, "least squares", ls->n_in * ls->n_in * sizeof(double));
+    int rc = choose_ridge(&s, ret_result, err);
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        map[i] += (float)s.best[i];
+    return rc;
 }
 
 int top_eigenvectors(double *a, size_t n, size_t k, float *ret_vectors, double *ret_share,

@@ -11,26 +11,38 @@
 
 void blas_threads(unsigned n);
 
-/* Minimises sum |y - A x|^2 + ridge * mean(x^2) * |A|^2 over A [n_out][n_in]. */
+/* Minimises sum |y - A x|^2 + ridge * sum_i (sum x_i^2) |A_i|^2 over A [n_out][n_in]. The ridge is
+ * the one with the least error on rows held back: a twin is sixty fits, one on the results of the
+ * other, and each bends a little to the rows it knows, so the errors of these say little of other
+ * text. */
 struct least_squares {
     size_t n_in, n_out;
-    size_t n_rows; /* added so far */
-    double *xx;    /* [n_in][n_in], upper triangle */
-    double *yx;    /* [n_out][n_in] */
-    double yy;     /* sum of y^2 */
-    float *batch;  /* [max(n_in, n_out)][n_in] sums of the rows at hand */
+    struct row_sums {
+        size_t n_rows;
+        double *xx; /* [n_in][n_in], upper triangle */
+        double *yx; /* [n_out][n_in] */
+        double *yy; /* [n_out] sums of y^2 */
+    } fitted, held;
+    float *batch; /* [max(n_in, n_out)][n_in] sums of the rows at hand */
 };
 
-/* n_out 0: only xx. */
+/* n_out 0: only fitted.xx. */
 int least_squares_open(size_t n_in, size_t n_out, struct least_squares *ret_ls, struct error *err);
 void least_squares_close(struct least_squares *ls); /* a zeroed one is fine */
-/* rows of x [n][n_in] and y [n][n_out], x_stride and y_stride floats apart; y NULL if n_out is 0. */
-void least_squares_add(struct least_squares *ls, const float *x, size_t x_stride, const float *y,
-                       size_t y_stride, size_t n);
-/* A to ret_map [n_out][n_in] and the share of sum(y^2) that it leaves to ret_residual. xx is used
- * up. ERROR_INTERNAL when the rows span too little to be solved for. */
-int least_squares_solve(struct least_squares *ls, double ridge, float *ret_map,
-                        double *ret_residual, struct error *err);
+/* rows of x [n][n_in] and y [n][n_out], x_stride and y_stride floats apart; y NULL if n_out is 0.
+ */
+void least_squares_add(struct least_squares *ls, bool held, const float *x, size_t x_stride,
+                       const float *y, size_t y_stride, size_t n);
+
+struct least_squares_result {
+    double ridge;
+    double
+        residual; /* share of sum(y^2) that is left of the held rows (of the fitted without any) */
+};
+/* Adds the map of outputs [begin, end) to map [end - begin][n_in]. ERROR_INTERNAL when the rows
+ * span too little to be solved for. */
+int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, float *map,
+                        struct least_squares_result *ret_result, struct error *err);
 
 /* Eigenvectors of the symmetric a [n][n] (upper triangle, destroyed) with the k largest
  * eigenvalues: ret_vectors [n][k], largest first. ret_share: their part of the trace. */

@@ -1,4 +1,5 @@
-/* What a twin's file says of itself: the source's metadata with the twin's sizes, and how it was made.
+/* What a twin's file says of itself: the source's metadata with the twin's sizes, and how it was
+ * made.
  */
 #include "engine/model/gguf.h"
 #include "engine/model/gguf_write.h"

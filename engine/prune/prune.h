@@ -1,5 +1,5 @@
-/* Making a pruned twin of a model: a narrower GGUF with the same heads, layers and vocabulary, hence
- * the same KV shape, from calibration text that the full model reads.
+/* Making a pruned twin of a model: a narrower GGUF with the same heads, layers and vocabulary,
+ * hence the same KV shape, from calibration text that the full model reads.
  *
  * Method reconstruct (engine/prune/reconstruct.h): every matrix of the twin is solved for by least
  * squares, in a basis of principal components.
@@ -37,14 +37,21 @@ struct prune_options {
     void *user;
 };
 
-/* What each of a layer's fits left unexplained, as a share of the sum of squares; NAN where a former,
- * interrupted run solved it. mlp_energy: the share of the MLP's output that the kept channels can
- * give. */
+/* What a layer's fits left unexplained of the samples held back, as a share of the sum of squares;
+ * NAN where a former, interrupted run solved it. */
+struct write_report {
+    double step, drift;             /* of the full model's own step; of the drift until then */
+    double step_ridge, drift_ridge; /* chosen for them */
+};
 struct layer_report {
-    double qkv, o, gate_up, down, mlp_energy;
+    double qkv;
+    struct write_report o;
+    double gate_up;
+    struct write_report down;
+    double mlp_energy; /* the share of the MLP's output that the kept channels can give */
 };
 
-/* The twin on samples that nothing was fitted to: nats a token. */
+/* The twin on samples that nothing was fitted to but ridges and temperature: nats a token. */
 struct held_report {
     size_t n_tokens, n_next;
     double kl, agree, nll, nll_full;
@@ -61,6 +68,7 @@ struct prune_report {
     size_t out_bytes;
     /* reconstruct only */
     double head_residual;
+    double temperature; /* of the head, chosen on the held samples */
     struct held_report held;
     struct layer_report *layers; /* [n_layers]; prune_report_free frees them */
     uint32_t n_layers;

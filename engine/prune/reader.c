@@ -84,8 +84,7 @@ struct forward_rows reader_begin(struct reader *r, const struct model *model, st
     struct forward_rows rows = forward_rows(r->forward, FORWARD_X);
     x += first_row(r, batch, tokens) * rows.width;
     for (uint32_t i = 0; i < rows.n_rows; i++)
-        memcpy(rows.data + i * rows.stride, x + (size_t)i * rows.width,
-               rows.width * sizeof(float));
+        memcpy(rows.data + i * rows.stride, x + (size_t)i * rows.width, rows.width * sizeof(float));
     return rows;
 }
 
@@ -94,8 +93,7 @@ void reader_store(const struct reader *r, struct batch batch, enum read_tokens t
     struct forward_rows rows = forward_rows(r->forward, FORWARD_X);
     x += first_row(r, batch, tokens) * rows.width;
     for (uint32_t i = 0; i < rows.n_rows; i++)
-        memcpy(x + (size_t)i * rows.width, rows.data + i * rows.stride,
-               rows.width * sizeof(float));
+        memcpy(x + (size_t)i * rows.width, rows.data + i * rows.stride, rows.width * sizeof(float));
 }
 
 void reader_embed(const struct sample_set *samples, const struct model *model,

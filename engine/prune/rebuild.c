@@ -1,15 +1,12 @@
 /* One layer of the twin: four fits. See reconstruct.h. */
-#include "engine/prune/reconstruct.h"
-
 #include "engine/base/mem.h"
+#include "engine/prune/reconstruct.h"
 
 #include <cblas.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Of a fit's mean square input: see least_squares.h. */
-#define RIDGE 1e-3
 /* Samples whose MLP is looked at to choose channels: one of so many. */
 #define CHANNELS_EVERY 4
 
@@ -50,23 +47,18 @@ void gather_answers(const struct sample_set *samples, struct batch batch, const 
     }
 }
 
-void add_fitted(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
-                const float *x, size_t x_stride, const float *y, size_t y_stride)
+void add_rows(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
+              const float *x, size_t x_stride, const float *y, size_t y_stride)
 {
-    size_t at = 0;
-    size_t run = 0;
-    for (size_t i = batch.first; i < batch.first + batch.n; i++) {
+    for (size_t i = batch.first; i < batch.first + batch.n;) {
         const struct sample *s = &r->samples->samples[i];
-        size_t n = s->n - s->n_prompt;
-        if (s->held) {
-            least_squares_add(ls, x + at * x_stride, x_stride, y + at * y_stride, y_stride, run);
-            at += run + n;
-            run = 0;
-        } else {
-            run += n;
-        }
+        size_t n = 0;
+        for (; i < batch.first + batch.n && r->samples->samples[i].held == s->held; i++)
+            n += r->samples->samples[i].n - r->samples->samples[i].n_prompt;
+        least_squares_add(ls, s->held, x, x_stride, y, y_stride, n);
+        x += n * x_stride;
+        y += n * y_stride;
     }
-    least_squares_add(ls, x + at * x_stride, x_stride, y + at * y_stride, y_stride, run);
 }
 
 static size_t first_answer(const struct reconstruct *r, struct batch batch)
@@ -123,6 +115,57 @@ static int put_mapped(struct reconstruct *r, uint32_t layer, const char *what,
     return put(r, layer, what, mapped, n_rows, r->hidden, err);
 }
 
+/* scaled = rows [n][width], each times scale[row]. */
+static void scale_rows(const float *rows, size_t stride, size_t n, size_t width, const float *scale,
+                       float *scaled)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < width; c++)
+            scaled[i * width + c] = rows[i * stride + c] * scale[i];
+}
+
+/* What the next norm divides each row by, inverted: an error counts as much as it will be seen. The
+ * larger of the two models' norms, so that a row in which the twin has gone astray does not
+ * outweigh all others. x NULL: the full model's alone. */
+static void find_scales(struct reconstruct *r, const float *full_rows, const float *x, size_t n)
+{
+    size_t full = r->full_params->hidden;
+    for (size_t i = 0; i < n; i++) {
+        const float *row = full_rows + i * full;
+        float sum = cblas_sdot((blasint)full, row, 1, row, 1);
+        if (x) {
+            const float *twin = x + i * r->hidden;
+            sum = fmaxf(sum, cblas_sdot((blasint)r->hidden, twin, 1, twin, 1));
+        }
+        r->scale[i] = 1.0f / sqrtf(sum / (float)full + r->full_params->rms_eps);
+    }
+}
+
+/* The full model's MLP hidden of the batch's answers, as its channels are chosen by. */
+static void add_channels(struct reconstruct *r, struct batch batch)
+{
+    struct forward_rows rows = forward_rows(r->reader.forward, FORWARD_HIDDEN);
+    size_t full = r->full_params->hidden;
+    size_t n = answer_rows(r->samples, batch);
+    find_scales(r, r->middle + first_answer(r, batch) * full, NULL, n);
+    gather_answers(r->samples, batch, rows.data, rows.stride, rows.width, r->scaled);
+    scale_rows(r->scaled, rows.width, n, rows.width, r->scale, r->scaled);
+    least_squares_add(&r->channels, false, r->scaled, rows.width, NULL, 0, n);
+}
+
+/* How far the twin is from the full model, Q^T R - r, for the batch's answers. */
+static void find_drift(const struct reconstruct *r, struct batch batch, const float *full_rows,
+                       float *drift)
+{
+    size_t full = r->full_params->hidden;
+    size_t n = answer_rows(r->samples, batch);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
+                (blasint)full, 1.0f, full_rows, (blasint)full, r->basis, (blasint)r->hidden, 0.0f,
+                drift, (blasint)r->hidden);
+    cblas_saxpy((blasint)(n * r->hidden), -1.0f, r->x + first_answer(r, batch) * r->hidden, 1,
+                drift, 1);
+}
+
 /* The full model reads the layer: KV of its prompts, middle, and x. Beside it the twin's input of
  * q, k, v against the full model's. */
 static void read_full_batch(struct reconstruct *r, uint32_t l, struct batch batch,
@@ -133,7 +176,9 @@ static void read_full_batch(struct reconstruct *r, uint32_t l, struct batch batc
     size_t full = r->full_params->hidden;
     struct forward_rows rows;
 
-    reader_begin(&r->reader, r->full.model, batch, READ_ALL, r->full.x);
+    rows = reader_begin(&r->reader, r->full.model, batch, READ_ALL, r->full.x);
+    gather_answers(samples, batch, rows.data, rows.stride, full, r->target);
+    find_drift(r, batch, r->target, r->drift + first_answer(r, batch) * r->hidden);
     forward_part(f, l, FORWARD_ATTN_NORM);
     rows = forward_rows(f, FORWARD_NORMED);
     gather_answers(samples, batch, rows.data, rows.stride, full, r->target);
@@ -144,9 +189,8 @@ static void read_full_batch(struct reconstruct *r, uint32_t l, struct batch batc
                    r->middle + first_answer(r, batch) * full);
     forward_part(f, l, FORWARD_MLP_NORM);
     forward_part(f, l, FORWARD_MLP);
-    rows = forward_rows(f, FORWARD_HIDDEN);
     if (r->channels.n_in && batch.first / batch.n % CHANNELS_EVERY == 0)
-        least_squares_add(&r->channels, rows.data, rows.stride, NULL, 0, rows.n_rows);
+        add_channels(r, batch);
     forward_part(f, l, FORWARD_MLP_OUT);
     reader_store(&r->reader, batch, READ_ALL, r->full.x);
     if (!qkv)
@@ -154,7 +198,7 @@ static void read_full_batch(struct reconstruct *r, uint32_t l, struct batch batc
     reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
     forward_part(f, l, FORWARD_ATTN_NORM);
     rows = forward_rows(f, FORWARD_NORMED);
-    add_fitted(r, batch, qkv, rows.data, rows.stride, r->target, full);
+    add_rows(r, batch, qkv, rows.data, rows.stride, r->target, full);
 }
 
 static int read_full(struct reconstruct *r, uint32_t l, struct least_squares *qkv,
@@ -171,10 +215,12 @@ static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls
                      const struct layer_tensors *t, struct error *err)
 {
     size_t n = (size_t)r->full_params->hidden * r->hidden;
-    _cleanup_mem_ float *map = mem_array(n, sizeof(float));
+    _cleanup_mem_ float *map = mem_calloc(n, sizeof(float));
     if (!map)
         return error_memory(err, "input map", n * sizeof(float));
-    int rc = least_squares_solve(ls, RIDGE, map, &r->layers[l].qkv, err);
+    struct least_squares_result result;
+    int rc = least_squares_solve(ls, 0, ls->n_out, map, &result, err);
+    r->layers[l].qkv = result.residual;
     if (rc == 0)
         rc = put_mapped(r, l, "attn_q.weight", t->q, NULL, t->q->dims[1], map, err);
     if (rc == 0)
@@ -213,15 +259,28 @@ static int rebuild_qkv(struct reconstruct *r, uint32_t l, const struct layer_ten
     return rc;
 }
 
-/* What is still to be written: the full model's residual stream in the basis, less the twin's. */
-static void find_target(struct reconstruct *r, struct batch batch, const float *full_rows)
+/* Adds inner against what the twin is to write, in two parts side by side: the full model's own
+ * step, Q^T (R_after - R_before), and the drift from before. The first can be known from inner, the
+ * second hardly: they take ridges of their own. `drift` holds the old one and gets the new. */
+static void add_write(struct reconstruct *r, struct batch batch, const float *full_rows,
+                      struct least_squares *ls)
 {
+    size_t h = r->hidden;
     size_t n = answer_rows(r->samples, batch);
-    const float *x = r->x + first_answer(r, batch) * r->hidden;
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
-                (blasint)r->full_params->hidden, 1.0f, full_rows, (blasint)r->full_params->hidden,
-                r->basis, (blasint)r->hidden, 0.0f, r->target, (blasint)r->hidden);
-    cblas_saxpy((blasint)(n * r->hidden), -1.0f, x, 1, r->target, 1);
+    size_t first = first_answer(r, batch);
+    const float *inner = r->inner + first * r->inner_width;
+    float *drift = r->drift + first * h;
+    find_scales(r, full_rows, r->x + first * h, n);
+    scale_rows(drift, h, n, h, r->scale, drift);
+    find_drift(r, batch, full_rows, r->scaled);
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < h; c++) {
+            float old = drift[i * h + c];
+            r->target[i * 2 * h + c] = r->scaled[i * h + c] * r->scale[i] - old;
+            r->target[i * 2 * h + h + c] = old;
+        }
+    scale_rows(inner, r->inner_width, n, r->inner_width, r->scale, r->scaled);
+    add_rows(r, batch, ls, r->scaled, r->inner_width, r->target, 2 * h);
 }
 
 /* The twin's rows of `buffer` to inner, for the batch. */
@@ -235,20 +294,33 @@ static void keep_inner(struct reconstruct *r, struct batch batch, enum forward_b
                rows.width * sizeof(float));
 }
 
-/* The twin writes: W = argmin |target - W inner|, and x += W inner. */
-static int finish_write(struct reconstruct *r, uint32_t l, const char *what,
-                        struct least_squares *ls, double *ret_residual, struct error *err)
+/* W = argmin |step - W' inner| + argmin |drift - W'' inner|, to the store. */
+static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
+                       const struct least_squares *ls, struct write_report *report,
+                       struct error *err)
 {
-    struct tensor t = {0};
-    int rc = 0;
-    if (ls) {
-        size_t n = ls->n_out * ls->n_in;
-        _cleanup_mem_ float *w = mem_array(n, sizeof(float));
-        rc = w ? least_squares_solve(ls, RIDGE, w, ret_residual, err)
-               : error_memory(err, what, n * sizeof(float));
-        if (rc == 0)
-            rc = put(r, l, what, w, ls->n_out, ls->n_in, err);
-    }
+    size_t h = r->hidden;
+    _cleanup_mem_ float *w = mem_calloc(h * ls->n_in, sizeof(float));
+    struct least_squares_result step;
+    struct least_squares_result drift;
+    if (!w)
+        return error_memory(err, what, h * ls->n_in * sizeof(float));
+    int rc = least_squares_solve(ls, 0, h, w, &step, err);
+    if (rc == 0)
+        rc = least_squares_solve(ls, h, 2 * h, w, &drift, err);
+    if (rc)
+        return rc;
+    *report = (struct write_report){step.residual, drift.residual, step.ridge, drift.ridge};
+    return put(r, l, what, w, h, ls->n_in, err);
+}
+
+/* The twin writes: x += W inner. */
+static int finish_write(struct reconstruct *r, uint32_t l, const char *what,
+                        const struct least_squares *ls, struct write_report *report,
+                        struct error *err)
+{
+    struct tensor t;
+    int rc = ls ? solve_write(r, l, what, ls, report, err) : 0;
     if (rc == 0)
         rc = get(r, l, what, &t, err);
     if (rc)
@@ -267,18 +339,15 @@ static int rebuild_o(struct reconstruct *r, uint32_t l, struct error *err)
     struct least_squares ls = {0};
     bool solved = is_solved(r, l, "attn_output.weight");
     size_t width = (size_t)r->full_params->n_heads * r->full_params->head_dim;
-    int rc = solved ? 0 : least_squares_open(width, r->hidden, &ls, err);
+    int rc = solved ? 0 : least_squares_open(width, 2 * (size_t)r->hidden, &ls, err);
     struct batch batch = reader_batch(r->samples, 0);
     for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
         reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
         forward_part(f, l, FORWARD_ATTN_NORM);
         forward_part(f, l, FORWARD_ATTN);
         keep_inner(r, batch, FORWARD_ATTENTION);
-        if (solved)
-            continue;
-        find_target(r, batch, r->middle + first_answer(r, batch) * r->full_params->hidden);
-        add_fitted(r, batch, &ls, r->inner + first_answer(r, batch) * width, width, r->target,
-                   r->hidden);
+        if (!solved)
+            add_write(r, batch, r->middle + first_answer(r, batch) * r->full_params->hidden, &ls);
     }
     if (rc == 0)
         rc = finish_write(r, l, "attn_output.weight", solved ? NULL : &ls, &r->layers[l].o, err);
@@ -325,8 +394,8 @@ static int choose_channels(struct reconstruct *r, uint32_t l, const struct layer
     cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)r->hidden, (blasint)n,
                 (blasint)r->full_params->hidden, 1.0f, r->basis, (blasint)r->hidden, down,
                 (blasint)n, 0.0f, w, (blasint)n);
-    mirror(r->channels.xx, n);
-    return choose_inputs(r->channels.xx, w, n, r->hidden, r->mlp, ret_index,
+    mirror(r->channels.fitted.xx, n);
+    return choose_inputs(r->channels.fitted.xx, w, n, r->hidden, r->mlp, ret_index,
                          &r->layers[l].mlp_energy, err);
 }
 
@@ -334,11 +403,13 @@ static int solve_gate_up(struct reconstruct *r, uint32_t l, struct least_squares
                          const struct layer_tensors *t, struct error *err)
 {
     size_t n = (size_t)r->full_params->hidden * r->hidden;
-    _cleanup_mem_ float *map = mem_array(n, sizeof(float));
+    _cleanup_mem_ float *map = mem_calloc(n, sizeof(float));
     _cleanup_mem_ unsigned *index = mem_array(r->full_params->mlp, sizeof(*index));
     if (!map || !index)
         return error_memory(err, "input map", n * sizeof(float));
-    int rc = least_squares_solve(ls, RIDGE, map, &r->layers[l].gate_up, err);
+    struct least_squares_result result;
+    int rc = least_squares_solve(ls, 0, ls->n_out, map, &result, err);
+    r->layers[l].gate_up = result.residual;
     if (rc == 0)
         rc = choose_channels(r, l, t, index, err);
     if (rc == 0)
@@ -363,7 +434,7 @@ static int rebuild_gate_up(struct reconstruct *r, uint32_t l, const struct layer
         forward_part(f, l, FORWARD_MLP_NORM);
         norm_middle(r, l, batch);
         struct forward_rows rows = forward_rows(f, FORWARD_NORMED);
-        add_fitted(r, batch, &ls, rows.data, rows.stride, r->target, r->full_params->hidden);
+        add_rows(r, batch, &ls, rows.data, rows.stride, r->target, r->full_params->hidden);
     }
     if (rc == 0 && !solved)
         rc = solve_gate_up(r, l, &ls, t, err);
@@ -385,7 +456,7 @@ static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
     size_t full = r->full_params->hidden;
     struct least_squares ls = {0};
     bool solved = is_solved(r, l, "ffn_down.weight");
-    int rc = solved ? 0 : least_squares_open(r->mlp, r->hidden, &ls, err);
+    int rc = solved ? 0 : least_squares_open(r->mlp, 2 * (size_t)r->hidden, &ls, err);
     struct batch batch = reader_batch(r->samples, 0);
     for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
         reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
@@ -395,12 +466,10 @@ static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
         if (solved)
             continue;
         float *full_rows = r->middle + first_answer(r, batch) * full;
-        gather_answers(r->samples, batch,
-                       r->full.x + r->samples->samples[batch.first].begin * full, full, full,
-                       full_rows);
-        find_target(r, batch, full_rows);
-        add_fitted(r, batch, &ls, r->inner + first_answer(r, batch) * r->mlp, r->mlp, r->target,
-                   r->hidden);
+        find_drift(r, batch, full_rows, r->drift + first_answer(r, batch) * r->hidden);
+        gather_answers(r->samples, batch, r->full.x + r->samples->samples[batch.first].begin * full,
+                       full, full, full_rows);
+        add_write(r, batch, full_rows, &ls);
     }
     if (rc == 0)
         rc = finish_write(r, l, "ffn_down.weight", solved ? NULL : &ls, &r->layers[l].down, err);
@@ -447,11 +516,13 @@ int rebuild_layer(struct reconstruct *r, uint32_t l, struct error *err)
 {
     struct layer_tensors t;
     layer_tensors_find(r->file, l, &t);
-    const struct layer_tensors vectors = {.q_bias = t.q_bias, .k_bias = t.k_bias,
-                                          .v_bias = t.v_bias, .q_norm = t.q_norm,
+    const struct layer_tensors vectors = {.q_bias = t.q_bias,
+                                          .k_bias = t.k_bias,
+                                          .v_bias = t.v_bias,
+                                          .q_norm = t.q_norm,
                                           .k_norm = t.k_norm};
     bool choose = r->mlp < r->full_params->mlp && !is_solved(r, l, "ffn_up.weight");
-    r->layers[l] = (struct layer_report){NAN, NAN, NAN, NAN, NAN};
+    r->layers[l] = (struct layer_report){NAN, {NAN, NAN, NAN, NAN}, NAN, {NAN, NAN, NAN, NAN}, NAN};
     model_drop_layers(r->twin);
     int rc = put_vectors(r, l, &t, err);
     if (rc == 0 && choose)

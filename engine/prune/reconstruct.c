@@ -19,7 +19,7 @@ static size_t bytes_per_token(const struct reconstruct *r)
 {
     const struct model_params *p = r->full_params;
     size_t inner = max_size(max_size((size_t)p->n_heads * p->head_dim, r->mlp), r->hidden);
-    return (2 * (size_t)p->hidden + r->hidden + inner) * sizeof(float) +
+    return (2 * (size_t)p->hidden + 2 * (size_t)r->hidden + inner) * sizeof(float) +
            2 * (size_t)p->n_kv_heads * p->head_dim * sizeof(uint16_t);
 }
 
@@ -52,9 +52,13 @@ static int alloc_rows(struct reconstruct *r, struct error *err)
     r->middle = mem_array(n, p->hidden * sizeof(float));
     r->x = mem_array(n, r->hidden * sizeof(float));
     r->inner = mem_array(n, inner * sizeof(float));
-    r->target = mem_array(READER_ROWS, max_size(p->hidden, r->hidden) * sizeof(float));
+    r->drift = mem_array(n, r->hidden * sizeof(float));
+    r->target = mem_array(READER_ROWS, max_size(p->hidden, 2 * r->hidden) * sizeof(float));
+    r->scaled = mem_array(READER_ROWS, max_size(inner, p->mlp) * sizeof(float));
+    r->scale = mem_array(READER_ROWS, sizeof(float));
     r->layers = mem_calloc(p->n_layers, sizeof(*r->layers));
-    if (!r->basis || !r->middle || !r->x || !r->inner || !r->target || !r->layers)
+    if (!r->basis || !r->middle || !r->x || !r->inner || !r->drift || !r->target || !r->scaled ||
+        !r->scale || !r->layers)
         return error_memory(err, "calibration", n * bytes_per_token(r));
     return 0;
 }
@@ -108,7 +112,10 @@ static void close_all(struct reconstruct *r)
     mem_free(r->middle);
     mem_free(r->x);
     mem_free(r->inner);
+    mem_free(r->drift);
     mem_free(r->target);
+    mem_free(r->scaled);
+    mem_free(r->scale);
     mem_free(r->layers);
 }
 
@@ -166,6 +173,7 @@ static void fill_report(struct reconstruct *r, struct prune_report *report)
     report->hidden_energy = r->basis_share;
     report->mlp_energy = energy;
     report->head_residual = r->head_residual;
+    report->temperature = r->temperature;
     report->held = r->held;
     report->layers = r->layers;
     r->layers = NULL;

@@ -35,12 +35,16 @@ struct reconstruct {
     float *x;      /* [n_answer][hidden] the twin's residual stream */
     float *inner;  /* [n_answer][inner_width]: the twin's attention, then its MLP's hidden */
     size_t inner_width;
-    float *target; /* [READER_ROWS][max of both hiddens] */
+    float *drift;  /* [n_answer][hidden] Q^T R - x, before what is about to be written */
+    float *target; /* [READER_ROWS][max of full hidden and 2 * hidden] */
+    float *scaled; /* [READER_ROWS][max of heads and the full MLP] rows times `scale` */
+    float *scale;  /* [READER_ROWS] */
     struct least_squares channels; /* the full model's MLP hidden, for choose_inputs */
 
     struct layer_report *layers; /* [n_layers] */
     double basis_share;          /* of the residual stream's energy */
     double head_residual;
+    double temperature; /* what the head's map was scaled by */
     struct held_report held;
 };
 
@@ -51,17 +55,9 @@ int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
 /* head.c: solves the head and measures the twin on the held samples. */
 int rebuild_head(struct reconstruct *r, struct error *err);
 
-/* fit_head.c: from the least-squares map [full hidden][hidden] to the one with the least KL to the
- * full model's distribution. states: sum of x x^T of the twin's normed last states (upper triangle),
- * over n_states rows. */
-int fit_head(struct reconstruct *r, const double *states, size_t n_states, float *map,
-             struct error *err);
-const struct tensor *full_head(const struct reconstruct *r);
-
-/* What they share, in rebuild.c. Adds rows x of the batch's answers, of the samples that are not
- * held, to ls with y beside them. */
-void add_fitted(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
-                const float *x, size_t x_stride, const float *y, size_t y_stride);
+/* What they share, in rebuild.c. Adds rows x of the batch's answers to ls with y beside them. */
+void add_rows(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
+              const float *x, size_t x_stride, const float *y, size_t y_stride);
 /* Dequantised rows of a tensor. */
 float *load_matrix(const struct tensor *t, struct error *err);
 /* out [n][n_out] (+)= x [n][n_in] w [n_out][n_in]^T */

@@ -26,9 +26,15 @@ static void put_layers(struct buf *json, const struct prune_report *r)
             const char *name;
             double value;
         } parts[] = {{"qkv_residual", layer->qkv},
-                     {"o_residual", layer->o},
+                     {"o_step_residual", layer->o.step},
+                     {"o_drift_residual", layer->o.drift},
+                     {"o_step_ridge", layer->o.step_ridge},
+                     {"o_drift_ridge", layer->o.drift_ridge},
                      {"gate_up_residual", layer->gate_up},
-                     {"down_residual", layer->down},
+                     {"down_step_residual", layer->down.step},
+                     {"down_drift_residual", layer->down.drift},
+                     {"down_step_ridge", layer->down.step_ridge},
+                     {"down_drift_ridge", layer->down.drift_ridge},
                      {"mlp_energy", layer->mlp_energy}};
         buf_append_str(json, l ? ",{" : "{");
         for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
@@ -63,6 +69,8 @@ int report_write(const char *path, const struct prune_report *r, struct error *e
     if (r->layers) {
         buf_append_str(&json, ",");
         put_number(&json, "head_residual", r->head_residual);
+        buf_append_str(&json, ",");
+        put_number(&json, "temperature", r->temperature);
         put_layers(&json, r);
         put_held(&json, r);
     }

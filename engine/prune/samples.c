@@ -13,7 +13,7 @@
 #define MIN_SAMPLE_TOKENS 64
 #define MIN_ANSWER_TOKENS 16
 /* Every so many samples one is held back, once there are so many. */
-#define HOLD_EVERY 20
+#define HOLD_EVERY 12
 /* Estimates for choosing documents before any is tokenised. */
 #define BYTES_PER_TOKEN 4
 /* A document of so many bytes fills a sample. */
@@ -34,7 +34,7 @@ struct row_list {
 /* Prompt lengths of successive samples, in pages: short ones leave more to fit to. */
 static uint32_t choose_prompt(uint32_t n, size_t i)
 {
-    static const uint32_t PAGES[] = {2, 4, 1, 2, 3, 4, 1, 4};
+    static const uint32_t PAGES[] = {1, 2, 1, 4};
     uint32_t most = (n - MIN_ANSWER_TOKENS) / KERNEL_PAGE_TOKENS;
     uint32_t pages = PAGES[i % (sizeof(PAGES) / sizeof(PAGES[0]))];
     return (pages < most ? pages : most) * KERNEL_PAGE_TOKENS;
@@ -266,9 +266,8 @@ int samples_read(const char *path, const struct tokenizer *tokenizer, size_t n_t
     int rc = path_is_jsonl(path) ? read_documents(path, tokenizer, n_tokens, hold, &set, err)
                                  : read_plain(path, tokenizer, n_tokens, hold, &set, err);
     if (rc == 0 && !set.n_samples)
-        rc = error_set(err, ERROR_INVALID,
-                       "calibration %s: it holds no text of %d tokens and more", path,
-                       MIN_SAMPLE_TOKENS);
+        rc = error_set(err, ERROR_INVALID, "calibration %s: it holds no text of %d tokens and more",
+                       path, MIN_SAMPLE_TOKENS);
     if (rc) {
         samples_free(&set);
         return rc;

@@ -104,7 +104,8 @@ static int load(struct twin_store *s, uint64_t recipe, struct error *err)
     if (fstat(s->fd, &st))
         return io_error(s, "stat", err);
     s->end = sizeof(header);
-    if (!read_all(s->fd, &found, sizeof(found), 0) || memcmp(&found, &header, sizeof(header)) != 0) {
+    if (!read_all(s->fd, &found, sizeof(found), 0) ||
+        memcmp(&found, &header, sizeof(header)) != 0) {
         if (ftruncate(s->fd, 0) || !write_all(s->fd, &header, sizeof(header), 0))
             return io_error(s, "write", err);
         return 0;
@@ -173,8 +174,8 @@ int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type
     size_t n = n_rows ? n_rows : 1;
     size_t row_bytes;
     size_t bytes;
-    struct entry entry = {.tensor = {.type = type, .n_dims = n_rows ? 2 : 1,
-                                     .dims = {n_columns, n, 1, 1}}};
+    struct entry entry = {
+        .tensor = {.type = type, .n_dims = n_rows ? 2 : 1, .dims = {n_columns, n, 1, 1}}};
     if (twin_store_has(s, name))
         return 0;
     if (!tensor_type_bytes(type, n_columns, &row_bytes) || !mem_mul(row_bytes, n, &bytes))
@@ -184,7 +185,8 @@ int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type
     if (!data)
         return error_memory(err, name, bytes);
     for (size_t r = 0; r < n; r++) {
-        int rc = tensor_quantize(type, values + r * n_columns, n_columns, data + r * row_bytes, err);
+        int rc =
+            tensor_quantize(type, values + r * n_columns, n_columns, data + r * row_bytes, err);
         if (rc)
             return error_prefix(err, "%s", name);
     }

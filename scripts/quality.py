@@ -1,0 +1,205 @@
+"""The runs behind scripts/quality: makes the twins, asks `overfill eval` for every system and task, and keeps each
+answer in a file of its own, named by what it depends on. Not the document: quality_report.py writes that."""
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import quality_report
+
+PROGRAM = os.environ.get("OVERFILL_BINARY", "build/cli/overfill")
+SIZES = ((320, 832), (432, 1152), (512, 1280))
+METHODS = ("minitron", "reconstruct")
+PROMPT_LENGTHS = (16, 32, 64, 128, 256, 384)
+PROMPT_SCORE = 128  # tokens scored behind each of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    name: str
+    task: str
+    data: str
+    n: int
+    options: tuple = ()
+
+
+# The rows are what half an hour on two cores allows; nll takes every document that is long enough.
+TASKS = (
+    Task("nll", "nll", "train/t0.valid.jsonl", 48, ("--prompt-tokens", "128", "--score-tokens", "384")),
+    Task("lambada", "lambada", "eval/lambada_openai.jsonl", 200),
+    Task("boolq", "choices", "eval/boolq.jsonl", 100),
+    Task("piqa", "choices", "eval/piqa.jsonl", 200),
+    Task("arc_easy", "choices", "eval/arc_easy.jsonl", 200),
+    Task("arc_challenge", "choices", "eval/arc_challenge.jsonl", 200),
+)
+N_PROMPT_DOCUMENTS = 16
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+def hash_of(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while part := f.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+class Work:
+    """The folder of twins and answers."""
+
+    def __init__(self, args):
+        self.model, self.shared, self.fresh, self.quick = args.model, args.shared, args.fresh, args.quick
+        self.scale = args.scale
+        self.folder = pathlib.Path(".cache/quality") / ("quick" if args.quick else "")
+        (self.folder / "rows").mkdir(parents=True, exist_ok=True)
+        self.model_hash = hash_of(self.model)
+        self.pruner_hash = "".join(hash_of(path)[:4] for path in sorted(pathlib.Path("engine/prune").glob("*.[ch]")))
+        self.hashes = {}
+        self.cpu_seconds = 0.0
+
+    def n_of(self, n: int) -> int:
+        return max(2, round(n * self.scale / (12 if self.quick else 1)))
+
+    def run(self, command: list, is_long=False) -> tuple:
+        """Its output, wall-clock and CPU seconds. is_long: its progress is shown."""
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        done = subprocess.run([PROGRAM, *map(str, command)], stdout=subprocess.PIPE,
+                              stderr=None if is_long else subprocess.PIPE, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode:
+            raise RuntimeError((done.stderr or f"overfill {command[0]} failed").strip().splitlines()[-1])
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return done.stdout, time.monotonic() - begin, cpu
+
+    def twin(self, hidden: int, mlp: int, method: str) -> dict:
+        out = self.folder / f"twin-{hidden}-{mlp}-{method}.gguf"
+        calibration = self.shared / "data/train/t0.train.jsonl.gz"
+        command = ["prune", "--model", self.model, "--out", out, "--method", method, "--hidden", hidden, "--mlp", mlp,
+                   "--type", "q8_0", "--calibration", calibration]
+        command += ["--tokens", 16384] if self.quick else []
+        recipe = json.dumps([str(part) for part in command] + [self.model_hash, self.pruner_hash])
+        note = out.with_suffix(".json")
+        kept = json.loads(note.read_text()) if note.exists() and out.exists() else {}
+        if self.fresh or kept.get("recipe") != recipe:
+            say(f"prune {method} {hidden}/{mlp}")
+            _, wall, cpu = self.run(command, is_long=True)
+            kept = {"recipe": recipe, "seconds": wall, "cpu_seconds": cpu, "hash": hash_of(out),
+                    "bytes": out.stat().st_size, "shape": self.shape_of(out)}
+            note.write_text(json.dumps(kept))
+        self.hashes[out] = kept["hash"]
+        return {"path": out, "method": method, **{k: kept[k] for k in ("seconds", "cpu_seconds", "bytes", "shape")}}
+
+    def shape_of(self, path: pathlib.Path) -> list:
+        model = json.loads(self.run(["inspect", path, "--json"])[0])["model"]
+        return [model["hidden"], model["mlp"]]
+
+    def evaluate(self, title: str, task: Task, system: str, twin=None, options=(), full_rows=None) -> dict:
+        data, n = self.shared / "data" / task.data, self.n_of(task.n)
+        command = ["eval", "--model", self.model, "--task", task.task, "--system", system, "--data", data, "--limit", n,
+                   "--json", "--rows", *task.options, *options]
+        if twin:
+            command += ["--pruned", twin]
+        depends = [str(part) for part in command] + [self.model_hash, self.hashes.get(twin, "")]
+        kept = self.folder / "rows" / (hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24] + ".json")
+        if kept.exists() and not self.fresh:
+            return json.loads(kept.read_text())
+        if full_rows and system != "full":
+            command += ["--full-rows", full_rows]
+        try:
+            out, wall, cpu = self.run(command)
+        except RuntimeError as error:
+            if "full-rows" not in str(error):
+                raise
+            full_rows.unlink()
+            out, wall, cpu = self.run(command)
+        answer = {**json.loads(out), "wall_seconds": wall, "cpu_seconds": cpu, "title": title}
+        self.cpu_seconds += cpu
+        kept.write_text(json.dumps(answer))
+        say(f"{title}, {task.name}: " + ", ".join(
+            f"{k} -" if v is None else f"{k} {v:.4g}" for k, v in answer["metric"].items())
+            + f"; {wall:.0f} s ({cpu:.0f} s of CPU)")
+        return answer
+
+
+def systems_of(work: Work, twins: list) -> list:
+    """(title, system, twin) in the order of the table."""
+    found = [("full model", "full", None)]
+    for twin in twins:
+        found += [(f"{system} {'/'.join(map(str, twin['shape']))} {twin['method']}", system, twin)
+                  for system in ("pruned", "overfill")]
+    return found
+
+
+def run_table(work: Work, twins: list) -> list:
+    rows = [{"title": title, "system": system, "method": twin and twin["method"], "shape": twin and twin["shape"],
+             "twin": twin and str(twin["path"]), "tasks": {}} for title, system, twin in systems_of(work, twins)]
+    for task in TASKS:
+        full_rows = work.folder / "full-rows.bin"
+        for row in rows:
+            twin = row["twin"] and pathlib.Path(row["twin"])
+            row["tasks"][task.name] = work.evaluate(row["title"], task, row["system"], twin, (), full_rows)
+            if row["system"] == "overfill" and task.name in ("lambada", "boolq"):
+                row["tasks"][task.name + "_decoder"] = work.evaluate(
+                    row["title"] + ", decoder first", task, "overfill", twin, ("--decoder-first",))
+        full_rows.unlink(missing_ok=True)
+    return rows
+
+
+def run_prompts(work: Work, twin: dict) -> list:
+    """What OverFill wins over the twin alone, by the length of the prompt."""
+    found = []
+    for n_prompt in PROMPT_LENGTHS:
+        task = Task(f"nll after {n_prompt}", "nll", TASKS[0].data, N_PROMPT_DOCUMENTS,
+                    ("--prompt-tokens", str(n_prompt), "--score-tokens", str(PROMPT_SCORE)))
+        full_rows = work.folder / "full-rows.bin"
+        pair = {system: work.evaluate(f"{system} {twin['method']}", task, system, twin["path"], (), full_rows)
+                for system in ("pruned", "overfill")}
+        full_rows.unlink(missing_ok=True)
+        found.append({"prompt_tokens": n_prompt, **pair})
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/quality")
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--shared", type=pathlib.Path, required=True)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--scale", type=float, default=1)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if not (args.shared / "data").is_dir():
+        sys.exit(f"error: {args.shared / 'data'} is missing; OVERFILL_SHARED names the folder of the test data")
+    work = Work(args)
+    results = work.folder / "results.json"
+    if not args.report:
+        begin = time.monotonic()
+        twins = [work.twin(hidden, mlp, method) for hidden, mlp in (SIZES[:1] if args.quick else SIZES)
+                 for method in METHODS]
+        rows = run_table(work, twins)
+        prompts = run_prompts(work, next(twin for twin in twins if twin["method"] == "reconstruct"))
+        results.write_text(json.dumps({
+            "date": datetime.date.today().isoformat(), "model": args.model.stem, "cpu_seconds": work.cpu_seconds,
+            "twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": rows, "prompts": prompts}))
+        say(f"{(time.monotonic() - begin) / 60:.1f} minutes, of them measuring {work.cpu_seconds / 60:.1f} minutes of CPU")
+    if not results.exists():
+        sys.exit(f"error: {results} is missing; scripts/quality without --report makes it")
+    quality_report.write(json.loads(results.read_text()), work.folder if args.quick else pathlib.Path("docs"))
+
+
+if __name__ == "__main__":
+    main()

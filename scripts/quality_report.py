@@ -1,0 +1,325 @@
+"""docs/QUALITY.md and its pictures from the figures of scripts/quality. Pictures are SVG by the few lines below; PNG
+copies only where cairosvg or a headless Chromium is installed."""
+import math
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+
+# (task, metric, title, percent, higher is better)
+COLUMNS = (
+    ("nll", "nll", "NLL", False, False), ("nll", "kl", "KL to full", False, False),
+    ("nll", "agree", "agree", True, True), ("lambada", "acc", "LAMBADA", True, True),
+    ("boolq", "acc", "BoolQ", True, True), ("piqa", "acc_norm", "PIQA", True, True),
+    ("arc_easy", "acc_norm", "ARC-E", True, True), ("arc_challenge", "acc_norm", "ARC-C", True, True),
+)
+COLOURS = {"minitron": "#b5651d", "reconstruct": "#0b6e99"}
+N_RESAMPLES = 2000
+
+
+def cell(answer: dict, metric: str, percent: bool) -> str:
+    scale, digits = (100, 1) if percent else (1, 2)
+    low, high = answer["ci95"][metric]
+    return f"{scale * answer['metric'][metric]:.{digits}f} ({scale * low:.{digits}f}..{scale * high:.{digits}f})"
+
+
+def table(head: list, rows: list) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def size_of(row: dict) -> str:
+    return f"{row['shape'][0]}/{row['shape'][1]}" if row["shape"] else "576/1536"
+
+
+def label(row: dict) -> list:
+    names = {"full": "full", "pruned": "pruned (twin alone)", "overfill": "OverFill"}
+    return [size_of(row), row["method"] or "-", names[row["system"]]]
+
+
+def main_table(rows: list) -> str:
+    head = ["hidden/MLP", "method", "system", "MB a step"] + [
+        f"{title}{', %' if percent else ''}" for _, _, title, percent, _ in COLUMNS]
+    lines = [["", "", "n", ""] + [str(rows[0]["tasks"][task]["n"]) for task, *_ in COLUMNS]]
+    for row in rows:
+        megabytes = f"{row['tasks']['nll']['decoder_bytes'] / 1e6:.0f}"
+        lines.append(label(row) + [megabytes] + [cell(row["tasks"][task], metric, percent)
+                                                 for task, metric, _, percent, _ in COLUMNS])
+    return table(head, lines)
+
+
+def decoder_table(rows: list) -> str:
+    """Tasks of mostly one token, with that token by the full model and by the decoder."""
+    lines = []
+    for row in rows:
+        if row["system"] != "overfill":
+            continue
+        tasks = row["tasks"]
+        lines.append([size_of(row), row["method"]] + [cell(tasks[name], "acc", True) for name in (
+            "lambada", "lambada_decoder", "boolq", "boolq_decoder")])
+    return table(["hidden/MLP", "method", "LAMBADA, %", "decoder first", "BoolQ, %", "decoder first"], lines)
+
+
+def difference(a: dict, b: dict, metric: str) -> tuple:
+    """Mean of a - b over the same rows, with its 95 % bootstrap interval."""
+    theirs = {row["line"]: row[metric] for row in b["rows"]}
+    values = [row[metric] - theirs[row["line"]] for row in a["rows"]]
+    draw = random.Random(0)
+    means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(N_RESAMPLES))
+    return sum(values) / len(values), means[N_RESAMPLES * 25 // 1000], means[N_RESAMPLES * 975 // 1000 - 1]
+
+
+def judged(row: dict, task: str) -> dict:
+    """The answer that a pair is compared by: for BoolQ the one with the decoder's own first token."""
+    return row["tasks"][task + "_decoder" if task == "boolq" and row["system"] == "overfill" else task]
+
+
+def verdict(better: dict, worse: dict, task: str, metric: str, up: bool) -> str:
+    """Whether `better` is better than `worse`: +, -, or = where the interval of the difference holds 0."""
+    mean, low, high = difference(judged(better, task), judged(worse, task), metric)
+    if not up:
+        mean, low, high = -mean, -high, -low
+    return "+" if low > 0 else "-" if high < 0 else "="
+
+
+def find(rows: list, system: str, shape=None, method=None) -> dict:
+    return next(row for row in rows if row["system"] == system and (row["shape"], row["method"]) == (shape, method))
+
+
+def pairs_of(rows: list) -> list:
+    return [(row["shape"], row["method"]) for row in rows if row["system"] == "overfill"]
+
+
+def gain_table(rows: list) -> str:
+    lines = []
+    for shape, method in pairs_of(rows):
+        pair, alone = find(rows, "overfill", shape, method), find(rows, "pruned", shape, method)
+        line = [f"{shape[0]}/{shape[1]}", method]
+        for task, metric, _, percent, up in COLUMNS:
+            mean, low, high = difference(judged(pair, task), judged(alone, task), metric)
+            scale, digits = (100, 1) if percent else (1, 2)
+            line.append(f"{scale * mean:+.{digits}f} ({scale * low:+.{digits}f}..{scale * high:+.{digits}f})")
+        lines.append(line)
+    return table(["hidden/MLP", "method"] + [f"{title}{', points' if percent else ''}"
+                                             for _, _, title, percent, _ in COLUMNS], lines)
+
+
+def tally(comparisons: list) -> str:
+    n = {sign: comparisons.count(sign) for sign in "+=-"}
+    return (f"{n['+']} of {len(comparisons)} comparisons clearly so, {n['=']} within the noise, "
+            f"{n['-']} clearly the other way round")
+
+
+def ordering(rows: list) -> str:
+    full = find(rows, "full")
+    compared = [(task, metric, up) for task, metric, _, _, up in COLUMNS]
+    over_alone, full_over, solved_over_cut = [], [], []
+    exceptions = []
+    for shape, method in pairs_of(rows):
+        pair, alone = find(rows, "overfill", shape, method), find(rows, "pruned", shape, method)
+        for task, metric, up in compared:
+            sign = verdict(pair, alone, task, metric, up)
+            over_alone.append(sign)
+            full_over.append(verdict(full, pair, task, metric, up))
+            if sign == "-":
+                exceptions.append(f"{task} {metric} at {shape[0]}/{shape[1]} {method}")
+    for shape in sorted({tuple(shape) for shape, _ in pairs_of(rows)}):
+        for system in ("pruned", "overfill"):
+            solved_over_cut += [verdict(find(rows, system, list(shape), "reconstruct"),
+                                        find(rows, system, list(shape), "minitron"), *c) for c in compared]
+    lines = [f"- OverFill better than the twin alone: {tally(over_alone)}.",
+             f"- The full model better than OverFill: {tally(full_over)}.",
+             f"- Reconstruction better than cutting: {tally(solved_over_cut)}."]
+    if exceptions:
+        lines.append("- OverFill is clearly worse than the twin alone on: " + "; ".join(exceptions) + ".")
+    return "\n".join(lines)
+
+
+# --- pictures
+
+def nice_ticks(low: float, high: float, n: int = 6) -> list:
+    step = 10 ** math.floor(math.log10((high - low) / n or 1))
+    step *= next(k for k in (1, 2, 2.5, 5, 10) if (high - low) / (step * k) <= n)
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+class Chart:
+    """Lines over a plane. series: (name, colour, dash, [(x, y)])."""
+    width, height, left, right, top, bottom = 760, 420, 64, 220, 40, 52
+
+    def __init__(self, title, x_title, y_title, series, log_x=False):
+        self.title, self.x_title, self.y_title, self.series, self.log_x = title, x_title, y_title, series, log_x
+        xs = [self.on_axis(x) for *_, points in series for x, _ in points]
+        ys = [y for *_, points in series for _, y in points]
+        self.x0, self.x1 = min(xs), max(xs)
+        self.y0, self.y1 = min(0, min(ys)), max(ys) * 1.08 or 1
+        if self.x0 == self.x1:
+            self.x0, self.x1 = self.x0 - 1, self.x1 + 1
+
+    def on_axis(self, x):
+        return math.log2(x) if self.log_x else x
+
+    def x(self, value):
+        return self.left + (self.on_axis(value) - self.x0) / (self.x1 - self.x0) * (self.width - self.left - self.right)
+
+    def y(self, value):
+        return self.height - self.bottom - (value - self.y0) / (self.y1 - self.y0) * (self.height - self.top - self.bottom)
+
+    def axes(self) -> list:
+        right, bottom = self.width - self.right, self.height - self.bottom
+        out = []
+        for tick in nice_ticks(self.y0, self.y1):
+            out.append(f'<line x1="{self.left}" x2="{right}" y1="{self.y(tick):.1f}" y2="{self.y(tick):.1f}" stroke="#e4e4e4"/>'
+                       f'<text x="{self.left - 8}" y="{self.y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        ticks = sorted({x for *_, points in self.series for x, _ in points}) if self.log_x else nice_ticks(self.x0, self.x1)
+        for tick in ticks:
+            out.append(f'<text x="{self.x(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
+        return out + [
+            f'<line x1="{self.left}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="#888"/>',
+            f'<text x="{(self.left + right) / 2:.0f}" y="{self.height - 12}" text-anchor="middle">{self.x_title}</text>',
+            f'<text transform="translate(16 {(self.top + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle">{self.y_title}</text>',
+            f'<text x="{self.left}" y="22" font-size="15" font-weight="bold">{self.title}</text>']
+
+    def line(self, i, name, colour, dash, points) -> list:
+        at = [f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in sorted(points)]
+        style = f'stroke="{colour}" stroke-width="2" fill="none"' + (f' stroke-dasharray="{dash}"' if dash else "")
+        y, x = self.top + 18 * i + 8, self.width - self.right + 16
+        marks = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="3" fill="{colour}"/>' for p in at)
+        return [f'<polyline points="{" ".join(at)}" {style}/>{marks}',
+                f'<line x1="{x}" x2="{x + 26}" y1="{y - 4}" y2="{y - 4}" {style}/><text x="{x + 32}" y="{y}">{name}</text>']
+
+    def svg(self) -> str:
+        out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
+               f'width="{self.width}" height="{self.height}" font-family="sans-serif" font-size="12">',
+               f'<rect width="{self.width}" height="{self.height}" fill="#fff"/>'] + self.axes()
+        for i, series in enumerate(self.series):
+            out += self.line(i, *series)
+        return "\n".join(out + ["</svg>"]) + "\n"
+
+
+def size_chart(rows: list) -> Chart:
+    series = []
+    for method in COLOURS:
+        for system, name, dash in (("overfill", "OverFill", ""), ("pruned", "twin alone", "5 4")):
+            points = [(row["tasks"]["nll"]["decoder_bytes"] / 1e6, row["tasks"]["nll"]["metric"]["kl"]) for row in rows
+                      if (row["system"], row["method"]) == (system, method)]
+            series.append((f"{name}, {method}", COLOURS[method], dash, points))
+    return Chart("Quality against decoder size", "MB of weights a decode step reads", "KL to the full model, nats a token",
+                 series)
+
+
+def position_chart(rows: list) -> Chart:
+    series, shades = [], ("#7fc4de", "#0b6e99", "#063f57", "#111")
+    shapes = sorted({tuple(row["shape"]) for row in rows if row["shape"]})
+    for shade, shape in zip(shades, shapes):
+        for system, name, dash in (("overfill", "OverFill", ""), ("pruned", "twin alone", "5 4")):
+            row = find(rows, system, list(shape), "reconstruct")
+            points = [((b["begin"] + b["end"]) / 2, b["kl"]) for b in row["tasks"]["nll"]["positions"]]
+            series.append((f"{name}, {shape[0]}/{shape[1]}", shade, dash, points))
+    return Chart("Divergence by output position (reconstruct)", "output position, tokens",
+                 "KL to the full model, nats a token", series)
+
+
+def prompt_chart(prompts: list) -> Chart:
+    def line(pick):
+        return [(p["prompt_tokens"], pick(p)) for p in prompts]
+    kl = {system: line(lambda p, s=system: p[s]["metric"]["kl"]) for system in ("pruned", "overfill")}
+    gain = line(lambda p: p["pruned"]["metric"]["kl"] - p["overfill"]["metric"]["kl"])
+    return Chart("What the full model's KV wins, by prompt length", "prompt tokens", "KL to the full model, nats a token",
+                 [("twin alone", "#888", "5 4", kl["pruned"]), ("OverFill", "#0b6e99", "", kl["overfill"]),
+                  ("gain", "#2a7f3f", "2 3", gain)], log_x=True)
+
+
+def write_png(svg: pathlib.Path) -> str:
+    """Empty, or why there is none."""
+    png = svg.with_suffix(".png")
+    try:
+        import cairosvg
+        cairosvg.svg2png(url=str(svg), write_to=str(png), scale=2)
+        return ""
+    except ImportError:
+        pass
+    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    if not browser:
+        return "no cairosvg and no Chromium: no PNG copies of the pictures"
+    done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                           f"--window-size={Chart.width},{Chart.height}", "--force-device-scale-factor=2",
+                           f"--screenshot={png}", svg.resolve().as_uri()], capture_output=True)
+    return "" if done.returncode == 0 else f"{browser} made no PNG: {done.stderr.decode()[-200:]}"
+
+
+def document(result: dict) -> str:
+    rows, nll = result["rows"], result["rows"][0]["tasks"]["nll"]
+    makes = "; ".join(f"{'/'.join(map(str, t['shape']))} {t['method']}: {t['cpu_seconds']:.0f} s of CPU, {t['bytes'] / 1e6:.0f} MB"
+                      for t in result["twins"])
+    prompts = result["prompts"]
+    gains = ", ".join(f"{p['prompt_tokens']}: {p['pruned']['metric']['kl'] - p['overfill']['metric']['kl']:.2f}"
+                      for p in prompts)
+    return f"""# Quality
+
+What width pruning costs and what OverFill wins back, without any training. Everything below is written by
+`scripts/quality` from answers of `overfill eval`, which runs the pools, pages and kernels of serving.
+
+Model: {result['model']}. Twins: q8_0, calibrated on `t0.train`. {result['date']}. Made in: {makes}.
+
+## Systems
+
+- **full**: the full model reads and writes.
+- **pruned**: the twin alone; it reads the prompt too.
+- **OverFill**: the full model reads the prompt and gives the first token, the twin writes on the full model's KV.
+
+minitron keeps the channels with the largest activations, as the paper does before it trains. reconstruct solves for the
+twin's matrices. The paper's twins are trained after cutting; none of these is.
+
+## Figures
+
+With 95 % bootstrap intervals over rows; rows are chosen by hash, the same ones for every system. NLL and KL in nats a
+token, on {nll['n']} documents of `t0.valid` (one for each article), {nll['prompt_tokens']} tokens read, {nll['score_tokens']} scored;
+agree: the same likeliest token as the full model. PIQA and ARC: likelihood of the choices by length; BoolQ: likelihood.
+
+{main_table(rows)}
+
+The first token of an answer is the full model's, so BoolQ, whose answers have one token, is the full model's figure for
+OverFill by construction, and LAMBADA nearly so. With the decoder scoring that token too, on the full model's KV
+(`--decoder-first`):
+
+{decoder_table(rows)}
+
+## The paper's ordering
+
+Pruned < OverFill <= full, row by row on the same data. "Clearly": the 95 % interval of the difference leaves out 0. BoolQ
+here is with the decoder first.
+
+{ordering(rows)}
+
+OverFill minus the twin alone (NLL and KL: less is better; BoolQ with the decoder first):
+
+{gain_table(rows)}
+
+## Size, position, prompt length
+
+![KL against decoder size](quality-size.svg)
+
+![KL by output position](quality-position.svg)
+
+![KL by prompt length](quality-prompt.svg)
+
+KL won by OverFill over the twin alone ({'/'.join(map(str, result['twins'][0]['shape']))} reconstruct, {prompts[0]['overfill']['n']} documents,
+{prompts[0]['overfill']['score_tokens']} tokens scored), by prompt tokens: {gains}.
+"""
+
+
+def write(result: dict, folder: pathlib.Path) -> None:
+    charts = {"quality-size": size_chart(result["rows"]), "quality-position": position_chart(result["rows"]),
+              "quality-prompt": prompt_chart(result["prompts"])}
+    reasons = set()
+    for name, chart in charts.items():
+        path = folder / f"{name}.svg"
+        path.write_text(chart.svg())
+        reasons.add(write_png(path))
+    (folder / "QUALITY.md").write_text(document(result))
+    for reason in reasons - {""}:
+        print(f"==> {reason}", file=sys.stderr)
+    print(f"==> {folder / 'QUALITY.md'}", file=sys.stderr)

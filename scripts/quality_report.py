@@ -1,5 +1,6 @@
 """docs/QUALITY.md and its pictures from the figures of scripts/quality. Pictures are SVG by the few lines below; PNG
 copies only where cairosvg or a headless Chromium is installed."""
+import functools
 import math
 import pathlib
 import random
@@ -15,7 +16,7 @@ COLUMNS = (
     ("arc_easy", "acc_norm", "ARC-E", True, True), ("arc_challenge", "acc_norm", "ARC-C", True, True),
 )
 COLOURS = {"minitron": "#b5651d", "reconstruct": "#0b6e99"}
-N_RESAMPLES = 2000
+N_RESAMPLES = 1000
 
 
 def cell(answer: dict, metric: str, percent: bool) -> str:
@@ -61,12 +62,17 @@ def decoder_table(rows: list) -> str:
     return table(["hidden/MLP", "method", "LAMBADA, %", "decoder first", "BoolQ, %", "decoder first"], lines)
 
 
+@functools.cache
+def resamples(n: int) -> list:
+    draw = random.Random(0)
+    return [draw.choices(range(n), k=n) for _ in range(N_RESAMPLES)]
+
+
 def difference(a: dict, b: dict, metric: str) -> tuple:
     """Mean of a - b over the same rows, with its 95 % bootstrap interval."""
     theirs = {row["line"]: row[metric] for row in b["rows"]}
     values = [row[metric] - theirs[row["line"]] for row in a["rows"]]
-    draw = random.Random(0)
-    means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(N_RESAMPLES))
+    means = sorted(sum(values[i] for i in drawn) / len(values) for drawn in resamples(len(values)))
     return sum(values) / len(values), means[N_RESAMPLES * 25 // 1000], means[N_RESAMPLES * 975 // 1000 - 1]
 
 

@@ -142,7 +142,7 @@ class Load:
         begin = time.monotonic()
         long = self.long_prompt() if with_prompts else None
         n_prompts, prompt_seconds = 0, 0.0
-        while time.monotonic() < begin + seconds:
+        while time.monotonic() < begin + seconds or (long and not n_prompts):
             self.step(0.05)
             for i, stream in enumerate(streams):
                 if stream.ended:
@@ -289,19 +289,24 @@ def report(results: dict) -> str:
         lines.append(
             f"| {name} | {a['p50_ms']:.0f} / {a['p99_ms']:.0f} / {a['max_ms']:.0f} | {b['p50_ms']:.0f} / "
             f"{b['p99_ms']:.0f} / {b['max_ms']:.0f} | {b['p99_ms'] / a['p99_ms']:.1f} | {b['prompt_tok_s']:.0f} | "
-            f"{p['prompt_tok_s']:.0f} | {b['prompt_tok_s'] / max(p['prompt_tok_s'], 1):.0%} |")
+            + (f"{p['prompt_tok_s']:.0f} | {b['prompt_tok_s'] / p['prompt_tok_s']:.0%} |" if p["prompts"] else
+               f"none ended in {p['seconds']:.0f} s | |"))
     lines += ["", "## The next turn", "",
               "Time to the first piece of the answer: a first turn of about 1,500 tokens, then the same chat with the "
               "answer and a short question.", "",
               "| server | first turn, ms | second turn, ms | ratio |", "| --- | --- | --- | --- |"]
     for name, r in results["servers"].items():
-        t = r["turns"]
+        t = r.get("turns")
+        if not t:
+            continue
         lines.append(f"| {name} | {t['first_ms']:.0f} | {t['second_ms']:.0f} | {t['second_ms'] / t['first_ms']:.0%} |")
     gone = results["servers"]["overfill"].get("gone")
     if gone:
         lines += ["", "## A client that leaves", "",
                   "Sockets closed in prefill and in decode: from the cancel to the release of all pages took at most "
                   f"{gone['longest_ms']:.0f} ms (gauge `overfill_cancel_longest_seconds`)."]
+    if results.get("note"):
+        lines += ["", results["note"]]
     return "\n".join(lines) + "\n"
 
 

@@ -162,6 +162,8 @@ def report(results: dict) -> str:
         accepted = f"{r['accepted']:.0%}" if r["accepted"] is not None else ""
         lines.append(f"| {name_of(r['mode'], r['every'])} | {r['kl']:.3f} | {r['agree']:.1%} | {r['lambada']:.1%} | "
                      f"{r['tok_s']['1']:.0f} | {r['tok_s']['16']:.0f} | {accepted} |")
+    if results.get("note"):
+        lines += ["", results["note"]]
     lines += ["", "![Agreement with the full model against tokens a second](dial.svg)"]
     return "\n".join(lines) + "\n"
 
@@ -170,8 +172,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("program", "model", "twin", "data", "work"):
         parser.add_argument(f"--{name}", type=pathlib.Path)
-    parser.add_argument("--documents", type=int, default=24)
-    parser.add_argument("--passages", type=int, default=200)
+    parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--passages", type=int, default=100)
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     kept = args.work / "dial.json"

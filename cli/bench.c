@@ -23,7 +23,7 @@
 static const struct {
     uint32_t batch, n_tokens;
 } BATCHES[] = {{1, 64}, {4, 64}, {16, 32}, {64, 16}};
-#define N_BATCHES (sizeof(BATCHES) / sizeof(BATCHES[0]))
+enum { N_BATCHES = sizeof(BATCHES) / sizeof(BATCHES[0]) };
 
 struct call {
     struct settings settings;
@@ -268,7 +268,7 @@ static int measure_decode(struct call *call, struct engine *engine, const struct
         double context = DECODE_PROMPT_TOKENS + BATCHES[i].n_tokens / 2.0;
         cli_progress_show(&call->progress,
                           mode == DECODE_FULL ? "decode, full model" : "decode, pruned model",
-                          (double)i / (double)N_BATCHES);
+                          (double)i / N_BATCHES);
         ret_results[i] = (struct result){
             .model = decode_mode_name(mode),
             .batch = BATCHES[i].batch,

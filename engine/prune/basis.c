@@ -9,7 +9,7 @@
 /* The first tokens' residual streams hold outliers that no other token has. */
 #define SKIP_TOKENS 16
 /* A covariance of hidden channels, summed over layers, needs no more. */
-#define BASIS_TOKENS 8192
+#define BASIS_TOKENS 4096
 /* Embedding rows turned at once. */
 #define EMBED_ROWS 4096
 

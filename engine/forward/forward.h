@@ -42,8 +42,8 @@ const float *forward_run(struct forward *forward, const struct model *model,
                          size_t n_slices, size_t *ret_stride);
 
 /* The same pass step by step, for work that goes layer by layer and looks at the rows between steps
- * (engine/prune): forward_begin, then for a layer its parts in this order. The rows of the batch are
- * numbered through all slices. A pool of one layer holds whichever layer is at hand. */
+ * (engine/prune): forward_begin, then for a layer its parts in this order. The rows of the batch
+ * are numbered through all slices. A pool of one layer holds whichever layer is at hand. */
 enum forward_part {
     FORWARD_ATTN_NORM, /* x -> normed: input of q, k, v */
     FORWARD_ATTN,      /* normed -> K and V in their pages, attn */

@@ -42,11 +42,21 @@ INLINE __m512i q8_pairs(__m512i bytes, const int odd)
     return _mm512_srai_epi16(odd ? bytes : _mm512_slli_epi16(bytes, 8), 8);
 }
 
-/* Nibble i of each 16 bits. */
+/* Nibble i of each 16 bits. Shifts are immediate operands, which a multiple of i is not to every
+ * compiler. */
 INLINE __m512i q4_pairs(__m512i packed, const int i)
 {
-    __m512i shifted = i ? _mm512_srli_epi16(packed, (unsigned)(4 * i)) : packed;
-    return i == 3 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi16(15));
+    const __m512i mask = _mm512_set1_epi16(15);
+    switch (i) {
+    case 0:
+        return _mm512_and_si512(packed, mask);
+    case 1:
+        return _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+    case 2:
+        return _mm512_and_si512(_mm512_srli_epi16(packed, 8), mask);
+    default:
+        return _mm512_srli_epi16(packed, 12);
+    }
 }
 
 /* Which pair of a block's activations meets nibble i of group g. */

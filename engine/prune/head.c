@@ -104,7 +104,7 @@ static void score_row(const float *full, const float *twin, size_t n, int32_t ne
     double twin_sum = log_sum_exp(twin, n, &max, &twin_best);
     double kl = 0;
     for (size_t i = 0; i < n; i++)
-        kl += exp(full[i] - full_sum) * ((full[i] - full_sum) - (twin[i] - twin_sum));
+        kl += expf((float)(full[i] - full_sum)) * ((full[i] - full_sum) - (twin[i] - twin_sum));
     h->n_tokens++;
     h->kl += kl;
     h->agree += full_best == twin_best;
@@ -182,23 +182,45 @@ static void temper_row(const float *full, const float *twin, size_t n, double t,
     *ret_curvature += twin_square / twin_sum - twin_mean * twin_mean;
 }
 
-/* One step of Newton's method for the temperature, over the held rows in strides. */
-static void temper_step(struct reconstruct *r, const float *head, const float *map, float *states,
-                        float *z, double *t)
+/* The held rows in strides, n at most from number *at on; *at moves on. Both models' states to
+ * `states`, the twin's mapped ones first. Returns how many. */
+static size_t gather_held(const struct reconstruct *r, const float *map, size_t n, size_t *at,
+                          float *states)
+{
+    size_t full = r->full_params->hidden;
+    size_t number = 0;
+    size_t found = 0;
+    for (size_t i = 0; i < r->samples->n_samples && found < n; i++) {
+        const struct sample *s = &r->samples->samples[i];
+        for (uint32_t k = s->n_prompt; s->held && k < s->n && found < n; k += TEMPER_STRIDE) {
+            if (number++ < *at)
+                continue;
+            size_t row = s->answer + k - s->n_prompt;
+            multiply(r->inner + row * r->hidden, 1, r->hidden, map, full, 0, states + found * full);
+            memcpy(states + (n + found) * full, r->middle + row * full, full * sizeof(float));
+            found++;
+        }
+    }
+    *at += found;
+    return found;
+}
+
+/* One step of Newton's method for the temperature. */
+static void temper_step(const struct reconstruct *r, const float *head, const float *map,
+                        float *states, float *z, double *t)
 {
     size_t vocab = r->full_params->vocab_size;
     size_t full = r->full_params->hidden;
+    size_t at = 0;
+    size_t n;
     double slope = 0;
     double curvature = 0;
-    for (size_t i = 0; i < r->samples->n_samples; i++) {
-        const struct sample *s = &r->samples->samples[i];
-        for (uint32_t k = s->n_prompt; s->held && k < s->n; k += TEMPER_STRIDE) {
-            size_t row = s->answer + k - s->n_prompt;
-            multiply(r->inner + row * r->hidden, 1, r->hidden, map, full, 0, states);
-            memcpy(states + full, r->middle + row * full, full * sizeof(float));
-            multiply(states, 2, full, head, vocab, 0, z);
-            temper_row(z + vocab, z, vocab, *t, &slope, &curvature);
-        }
+    while ((n = gather_held(r, map, SCORE_ROWS, &at, states))) {
+        float *z_full = z + SCORE_ROWS * vocab;
+        multiply(states, n, full, head, vocab, 0, z);
+        multiply(states + SCORE_ROWS * full, n, full, head, vocab, 0, z_full);
+        for (size_t k = 0; k < n; k++)
+            temper_row(z_full + k * vocab, z + k * vocab, vocab, *t, &slope, &curvature);
     }
     double next = curvature > 0 ? *t - slope / curvature : *t;
     *t = fmin(fmax(next, 0.5), 1.5);
@@ -212,12 +234,12 @@ static int temper_map(struct reconstruct *r, float *map, struct error *err)
     size_t full = r->full_params->hidden;
     double t = 1;
     _cleanup_mem_ float *head = load_matrix(full_head(r), err);
-    _cleanup_mem_ float *states = mem_array(2 * full, sizeof(float));
-    _cleanup_mem_ float *z = mem_array(2 * vocab, sizeof(float));
+    _cleanup_mem_ float *states = mem_array(2 * SCORE_ROWS, full * sizeof(float));
+    _cleanup_mem_ float *z = mem_array(2 * SCORE_ROWS, vocab * sizeof(float));
     if (!head)
         return -(int)err->code;
     if (!states || !z)
-        return error_memory(err, "logits", 2 * vocab * sizeof(float));
+        return error_memory(err, "logits", 2 * SCORE_ROWS * vocab * sizeof(float));
     for (int step = 0; step < TEMPER_STEPS; step++)
         temper_step(r, head, map, states, z, &t);
     cblas_sscal((blasint)(full * r->hidden), (float)t, map, 1);

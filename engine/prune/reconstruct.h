@@ -5,12 +5,13 @@
  * inputs and on the full model's KV for the prompt, as in serving. What a matrix reads is replaced
  * by the linear map M that best predicts the full model's normed input n from the twin's, x:
  *     q, k, v = W M,  M = argmin E |n - M x|^2        (gate, up, head alike)
- * and what a matrix writes is solved for the step from the twin's residual stream r to the full
- * model's R, so that it also mends what went wrong before:
- *     o = argmin E |(Q^T R - r) - o a|^2              (down alike)
- * MLP channels stay by choose_inputs. RMSNorm's weights go into M; the twin's are 1. Each matrix is
- * quantised before the next is solved, so that later ones mend that error too. Internal to
- * engine/prune. */
+ * and what a matrix writes is solved for in two parts, from its inputs a: the full model's own
+ * step, and the drift of the twin's residual stream r from the full model's R until then, o =
+ * argmin E |Q^T (R_after - R_before) - o' a|^2 + argmin E |(Q^T R_before - r) - o'' a|^2 (down
+ * alike), each row divided by the norm that will divide it next. MLP channels stay by
+ * choose_inputs. RMSNorm's weights go into M; the twin's are 1. Each matrix is quantised before the
+ * next is solved, so that later ones mend that error too. One sample in HOLD_EVERY is held back to
+ * choose ridges and the head's temperature by. Internal to engine/prune. */
 #ifndef OVERFILL_ENGINE_PRUNE_RECONSTRUCT_H
 #define OVERFILL_ENGINE_PRUNE_RECONSTRUCT_H
 

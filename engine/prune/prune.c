@@ -94,8 +94,11 @@ static int prune_file(const struct prune_options *options, const struct model_fi
         rc = width_resolve("mlp", options->mlp, p->mlp, &report->mlp, err);
     if (rc)
         return rc;
-    return options->method == PRUNE_MINITRON ? run_minitron(options, file, report, err)
-                                             : run_reconstruct(options, file, report, err);
+    /* nothing removed and nothing to learn from: a copy, whatever the method */
+    bool is_copy = report->hidden == p->hidden && report->mlp == p->mlp && !options->calibration;
+    if (options->method == PRUNE_MINITRON || is_copy)
+        return run_minitron(options, file, report, err);
+    return run_reconstruct(options, file, report, err);
 }
 
 void prune_report_free(struct prune_report *report)

@@ -4,13 +4,7 @@ import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def existing(path: pathlib.Path, what: str) -> pathlib.Path:
-    if not path.exists():
-        pytest.skip(f"{what} is missing: {path}")
-    return path
+from inputs import ROOT, existing
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT, existing
+from inputs import ROOT, existing
 from twin_noise import write_noise_twin
 
 

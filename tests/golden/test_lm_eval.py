@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT, existing
+from inputs import ROOT, existing
 
 LAMBADA = """\
 output_type: loglikelihood

@@ -1,5 +1,5 @@
 # The steps of scripts/quickstart in two stages: build with compilers, run without them and not as root.
-# The image brings the model and its twin:
+# The image brings the model and its twin, and listens to whoever reaches the published port:
 #   docker build -t overfill . && docker run -p 8080:8080 overfill
 FROM debian:12-slim AS build
 WORKDIR /src
@@ -20,6 +20,7 @@ USER overfill
 ENV OVERFILL_MODEL=/models/SmolLM2-135M-Instruct.Q4_1.gguf \
     OVERFILL_PRUNED=/models/smollm2-135m-twin.gguf \
     OVERFILL_HOST=0.0.0.0 \
+    OVERFILL_ALLOW_OPEN=yes \
     OVERFILL_PORT=8080
 EXPOSE 8080
 STOPSIGNAL SIGTERM

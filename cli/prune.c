@@ -55,7 +55,7 @@ int cli_prune(int argc, char **argv)
         {"mlp", CLI_NUMBER, &prune.mlp, "N|SHARE", "the same for the MLP [default all]", 0, 1e6},
         {"calibration", CLI_STRING, &prune.calibration, "FILE",
          "text, or JSONL with `prompt` (and `completion`) or `text` fields; may be gzipped"},
-        {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 73728]", 1, 1e9},
+        {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 65536]", 1, 1e9},
         {"type", CLI_STRING, &type, "TYPE",
          "q8_0, f16, bf16, f32, q4_0 or q4_1 for all matrices [default: q8_0; of minitron: as they "
          "are]"},

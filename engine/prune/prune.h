@@ -16,7 +16,7 @@
 
 #define PRUNE_WIDTH_MULTIPLE 32 /* kept widths are rounded to it, so that block types fit */
 #define PRUNE_TYPE_KEEP (-1)
-#define PRUNE_TOKENS 73728
+#define PRUNE_TOKENS 65536
 
 enum prune_method { PRUNE_RECONSTRUCT, PRUNE_MINITRON };
 const char *prune_method_name(enum prune_method method);

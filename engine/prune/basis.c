@@ -3,15 +3,12 @@
 #include "engine/base/mem.h"
 #include "engine/prune/reconstruct.h"
 
-#include <cblas.h>
 #include <string.h>
 
 /* The first tokens' residual streams hold outliers that no other token has. */
 #define SKIP_TOKENS 16
 /* A covariance of hidden channels, summed over layers, needs no more. */
 #define BASIS_TOKENS 4096
-/* Embedding rows turned at once. */
-#define EMBED_ROWS 4096
 
 static void add_normalised(struct reconstruct *r, struct batch batch, const float *ones,
                            struct least_squares *covariance)
@@ -63,28 +60,6 @@ static int measure(struct reconstruct *r, struct least_squares *covariance, stru
     return 0;
 }
 
-/* The embedding in the basis, to the store. */
-static int put_embedding(struct reconstruct *r, struct error *err)
-{
-    const struct tensor *t = r->full.model->embedding;
-    size_t full = r->full_params->hidden;
-    size_t n_rows = t->dims[1];
-    size_t row_bytes = t->bytes / n_rows;
-    _cleanup_mem_ float *turned = mem_array(n_rows, r->hidden * sizeof(float));
-    _cleanup_mem_ float *rows = mem_array(EMBED_ROWS, full * sizeof(float));
-    if (!turned || !rows)
-        return error_memory(err, "embedding", n_rows * r->hidden * sizeof(float));
-    for (size_t i = 0; i < n_rows; i += EMBED_ROWS) {
-        size_t n = n_rows - i < EMBED_ROWS ? n_rows - i : EMBED_ROWS;
-        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, rows);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
-                    (blasint)full, 1.0f, rows, (blasint)full, r->basis, (blasint)r->hidden, 0.0f,
-                    turned + i * r->hidden, (blasint)r->hidden);
-    }
-    return twin_store_put(r->store, "token_embd.weight", (enum tensor_type)r->options->type, turned,
-                          n_rows, r->hidden, err);
-}
-
 static int compute_basis(struct reconstruct *r, struct error *err)
 {
     size_t full = r->full_params->hidden;
@@ -99,7 +74,7 @@ static int compute_basis(struct reconstruct *r, struct error *err)
     least_squares_close(&covariance);
     reader_embed(r->samples, r->full.model, READ_ALL, r->full.x); /* back to the beginning */
     if (rc == 0)
-        rc = put_embedding(r, err);
+        rc = put_turned(r, "token_embd.weight", r->full.model->embedding, r->basis, err);
     if (rc == 0)
         rc = twin_store_put(r->store, ".basis", TENSOR_F32, r->basis, full, r->hidden, err);
     return rc;

@@ -6,7 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-#define HEAD_ROWS 4096  /* of the vocabulary at once */
 #define SCORE_ROWS 256  /* tokens scored at once */
 #define TEMPER_STRIDE 8 /* of the held tokens, looked at to choose the temperature */
 #define TEMPER_STEPS 3
@@ -58,29 +57,7 @@ static const struct tensor *full_head(const struct reconstruct *r)
     return head ? head : model_file_tensor(r->file, "token_embd.weight");
 }
 
-/* head = E map, to the store. */
-static int put_head(struct reconstruct *r, const float *map, struct error *err)
-{
-    const struct tensor *t = full_head(r);
-    size_t full = r->full_params->hidden;
-    size_t n_rows = t->dims[1];
-    size_t row_bytes = t->bytes / n_rows;
-    _cleanup_mem_ float *head = mem_array(n_rows, r->hidden * sizeof(float));
-    _cleanup_mem_ float *rows = mem_array(HEAD_ROWS, full * sizeof(float));
-    if (!head || !rows)
-        return error_memory(err, "head", n_rows * r->hidden * sizeof(float));
-    for (size_t i = 0; i < n_rows; i += HEAD_ROWS) {
-        size_t n = n_rows - i < HEAD_ROWS ? n_rows - i : HEAD_ROWS;
-        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, rows);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
-                    (blasint)full, 1.0f, rows, (blasint)full, map, (blasint)r->hidden, 0.0f,
-                    head + i * r->hidden, (blasint)r->hidden);
-    }
-    return twin_store_put(r->store, "output.weight", (enum tensor_type)r->options->type, head,
-                          n_rows, r->hidden, err);
-}
-
-static double log_sum_exp(const float *z, size_t n, float *ret_max, size_t *ret_best)
+static double log_sum_exp(const float *z, size_t n, size_t *ret_best)
 {
     size_t best = 0;
     for (size_t i = 1; i < n; i++)
@@ -88,7 +65,6 @@ static double log_sum_exp(const float *z, size_t n, float *ret_max, size_t *ret_
     double sum = 0;
     for (size_t i = 0; i < n; i++)
         sum += expf(z[i] - z[best]);
-    *ret_max = z[best];
     *ret_best = best;
     return z[best] + log(sum);
 }
@@ -97,11 +73,10 @@ static double log_sum_exp(const float *z, size_t n, float *ret_max, size_t *ret_
 static void score_row(const float *full, const float *twin, size_t n, int32_t next,
                       struct held_report *h)
 {
-    float max;
     size_t full_best;
     size_t twin_best;
-    double full_sum = log_sum_exp(full, n, &max, &full_best);
-    double twin_sum = log_sum_exp(twin, n, &max, &twin_best);
+    double full_sum = log_sum_exp(full, n, &full_best);
+    double twin_sum = log_sum_exp(twin, n, &twin_best);
     double kl = 0;
     for (size_t i = 0; i < n; i++)
         kl += expf((float)(full[i] - full_sum)) * ((full[i] - full_sum) - (twin[i] - twin_sum));
@@ -267,7 +242,7 @@ int rebuild_head(struct reconstruct *r, struct error *err)
     if (rc == 0)
         rc = temper_map(r, map, err);
     if (rc == 0)
-        rc = put_head(r, map, err);
+        rc = put_turned(r, "output.weight", full_head(r), map, err);
     if (rc == 0)
         rc = score_held(r, err);
     return rc;

@@ -10,57 +10,6 @@
 /* Samples whose MLP is looked at to choose channels: one of so many. */
 #define CHANNELS_EVERY 4
 
-void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
-              float *out)
-{
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)n, (blasint)n_out, (blasint)n_in,
-                1.0f, x, (blasint)n_in, w, (blasint)n_in, add, out, (blasint)n_out);
-}
-
-float *load_matrix(const struct tensor *t, struct error *err)
-{
-    size_t n = t->dims[0] * t->dims[1];
-    float *w = mem_array(n, sizeof(float));
-    if (w)
-        tensor_dequantize(t->type, t->data, n, w);
-    else
-        error_memory(err, t->name, n * sizeof(float));
-    return w;
-}
-
-size_t answer_rows(const struct sample_set *samples, struct batch batch)
-{
-    size_t n = 0;
-    for (size_t i = batch.first; i < batch.first + batch.n; i++)
-        n += samples->samples[i].n - samples->samples[i].n_prompt;
-    return n;
-}
-
-void gather_answers(const struct sample_set *samples, struct batch batch, const float *rows,
-                    size_t stride, size_t width, float *out)
-{
-    for (size_t i = batch.first; i < batch.first + batch.n; i++) {
-        const struct sample *s = &samples->samples[i];
-        for (uint32_t t = s->n_prompt; t < s->n; t++, out += width)
-            memcpy(out, rows + t * stride, width * sizeof(float));
-        rows += s->n * stride;
-    }
-}
-
-void add_rows(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
-              const float *x, size_t x_stride, const float *y, size_t y_stride)
-{
-    for (size_t i = batch.first; i < batch.first + batch.n;) {
-        const struct sample *s = &r->samples->samples[i];
-        size_t n = 0;
-        for (; i < batch.first + batch.n && r->samples->samples[i].held == s->held; i++)
-            n += r->samples->samples[i].n - r->samples->samples[i].n_prompt;
-        least_squares_add(ls, s->held, x, x_stride, y, y_stride, n);
-        x += n * x_stride;
-        y += n * y_stride;
-    }
-}
-
 static size_t first_answer(const struct reconstruct *r, struct batch batch)
 {
     return r->samples->samples[batch.first].answer;
@@ -109,9 +58,7 @@ static int put_mapped(struct reconstruct *r, uint32_t layer, const char *what,
         return error_memory(err, what, n_rows * r->hidden * sizeof(float));
     for (size_t i = 0; index && i < n_rows; i++) /* ascending: never over a row yet to be read */
         memmove(w + i * full, w + index[i] * full, full * sizeof(float));
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n_rows, (blasint)r->hidden,
-                (blasint)full, 1.0f, w, (blasint)full, map, (blasint)r->hidden, 0.0f, mapped,
-                (blasint)r->hidden);
+    turn(w, n_rows, full, map, r->hidden, mapped);
     return put(r, layer, what, mapped, n_rows, r->hidden, err);
 }
 
@@ -159,9 +106,7 @@ static void find_drift(const struct reconstruct *r, struct batch batch, const fl
 {
     size_t full = r->full_params->hidden;
     size_t n = answer_rows(r->samples, batch);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)r->hidden,
-                (blasint)full, 1.0f, full_rows, (blasint)full, r->basis, (blasint)r->hidden, 0.0f,
-                drift, (blasint)r->hidden);
+    turn(full_rows, n, full, r->basis, r->hidden, drift);
     cblas_saxpy((blasint)(n * r->hidden), -1.0f, r->x + first_answer(r, batch) * r->hidden, 1,
                 drift, 1);
 }
@@ -261,7 +206,7 @@ static int rebuild_qkv(struct reconstruct *r, uint32_t l, const struct layer_ten
 
 /* Adds inner against what the twin is to write, in two parts side by side: the full model's own
  * step, Q^T (R_after - R_before), and the drift from before. The first can be known from inner, the
- * second hardly: they take ridges of their own. `drift` holds the old one and gets the new. */
+ * second hardly: they take ridges of their own. */
 static void add_write(struct reconstruct *r, struct batch batch, const float *full_rows,
                       struct least_squares *ls)
 {

@@ -56,7 +56,7 @@ int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
 /* head.c: solves the head and measures the twin on the held samples. */
 int rebuild_head(struct reconstruct *r, struct error *err);
 
-/* What they share, in rebuild.c. Adds rows x of the batch's answers to ls with y beside them. */
+/* What they share, in rows.c. Adds rows x of the batch's answers to ls with y beside them. */
 void add_rows(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
               const float *x, size_t x_stride, const float *y, size_t y_stride);
 /* Dequantised rows of a tensor. */
@@ -64,6 +64,11 @@ float *load_matrix(const struct tensor *t, struct error *err);
 /* out [n][n_out] (+)= x [n][n_in] w [n_out][n_in]^T */
 void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
               float *out);
+/* out [n][n_out] = rows [n][n_in] map [n_in][n_out] */
+void turn(const float *rows, size_t n, size_t n_in, const float *map, size_t n_out, float *out);
+/* The rows of t, as wide as the full model, times map [full hidden][hidden], to the store. */
+int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,
+               struct error *err);
 /* The full model's rows behind the prompts among all rows [..][width] of the batch, together. */
 void gather_answers(const struct sample_set *samples, struct batch batch, const float *rows,
                     size_t stride, size_t width, float *out);

@@ -1,0 +1,88 @@
+/* What basis, layers and head share: products of rows, the full model's tensors turned, and which
+ * rows of a batch are answers. See reconstruct.h. */
+#include "engine/base/mem.h"
+#include "engine/prune/reconstruct.h"
+
+#include <cblas.h>
+#include <string.h>
+
+void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
+              float *out)
+{
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)n, (blasint)n_out, (blasint)n_in,
+                1.0f, x, (blasint)n_in, w, (blasint)n_in, add, out, (blasint)n_out);
+}
+
+void turn(const float *rows, size_t n, size_t n_in, const float *map, size_t n_out, float *out)
+{
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)n_out,
+                (blasint)n_in, 1.0f, rows, (blasint)n_in, map, (blasint)n_out, 0.0f, out,
+                (blasint)n_out);
+}
+
+float *load_matrix(const struct tensor *t, struct error *err)
+{
+    size_t n = t->dims[0] * t->dims[1];
+    float *w = mem_array(n, sizeof(float));
+    if (w)
+        tensor_dequantize(t->type, t->data, n, w);
+    else
+        error_memory(err, t->name, n * sizeof(float));
+    return w;
+}
+
+/* The tensor's rows are turned so many at once: those of a vocabulary may be more than fit in
+ * float. */
+#define TURN_ROWS 4096
+
+int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,
+               struct error *err)
+{
+    size_t full = r->full_params->hidden;
+    size_t n_rows = t->dims[1];
+    size_t row_bytes = t->bytes / n_rows;
+    _cleanup_mem_ float *turned = mem_array(n_rows, r->hidden * sizeof(float));
+    _cleanup_mem_ float *rows = mem_array(TURN_ROWS, full * sizeof(float));
+    if (!turned || !rows)
+        return error_memory(err, name, n_rows * r->hidden * sizeof(float));
+    for (size_t i = 0; i < n_rows; i += TURN_ROWS) {
+        size_t n = n_rows - i < TURN_ROWS ? n_rows - i : TURN_ROWS;
+        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, rows);
+        turn(rows, n, full, map, r->hidden, turned + i * r->hidden);
+    }
+    return twin_store_put(r->store, name, (enum tensor_type)r->options->type, turned, n_rows,
+                          r->hidden, err);
+}
+
+size_t answer_rows(const struct sample_set *samples, struct batch batch)
+{
+    size_t n = 0;
+    for (size_t i = batch.first; i < batch.first + batch.n; i++)
+        n += samples->samples[i].n - samples->samples[i].n_prompt;
+    return n;
+}
+
+void gather_answers(const struct sample_set *samples, struct batch batch, const float *rows,
+                    size_t stride, size_t width, float *out)
+{
+    for (size_t i = batch.first; i < batch.first + batch.n; i++) {
+        const struct sample *s = &samples->samples[i];
+        for (uint32_t t = s->n_prompt; t < s->n; t++, out += width)
+            memcpy(out, rows + t * stride, width * sizeof(float));
+        rows += s->n * stride;
+    }
+}
+
+void add_rows(const struct reconstruct *r, struct batch batch, struct least_squares *ls,
+              const float *x, size_t x_stride, const float *y, size_t y_stride)
+{
+    for (size_t i = batch.first; i < batch.first + batch.n;) {
+        const struct sample *s = &r->samples->samples[i];
+        size_t n = 0;
+        for (; i < batch.first + batch.n && r->samples->samples[i].held == s->held; i++)
+            n += r->samples->samples[i].n - r->samples->samples[i].n_prompt;
+        least_squares_add(ls, s->held, x, x_stride, y, y_stride, n);
+        x += n * x_stride;
+        y += n * y_stride;
+    }
+}

@@ -81,9 +81,11 @@ void sequence_find_prefix(struct engine *engine, struct sequence *s)
     if (!uses_cache(engine, s) || end <= s->position ||
         s->position != table->n_pages * KERNEL_PAGE_TOKENS || table->n_indexed != table->n_pages)
         return;
+    uint32_t n_had = s->position;
     struct kv_match match = kv_prefix_find(engine->kv, s->tokens, end, table);
     s->position = s->n_exact = match.n_tokens;
-    if (s->reading == READ_PROMPT)
+    /* Of what it computed itself meanwhile the cache knows all: that says nothing. */
+    if (s->reading == READ_PROMPT && (n_had == 0 || match.n_tokens > n_had))
         output_count_cached(engine, s->request, 0, match.n_same);
 }
 

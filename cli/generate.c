@@ -1,5 +1,7 @@
 /* overfill generate: one prompt through the whole engine, the answer on stdout as it comes or as
- * one JSON object. No server, no queue: the same door that the server uses. */
+ * one JSON object; or every question of a file (chats.h). No server, no queue: the same door that
+ * the server uses. */
+#include "cli/chats.h"
 #include "cli/cli.h"
 #include "engine/base/mem.h"
 #include "engine/engine.h"
@@ -11,8 +13,9 @@
 
 struct call {
     struct settings settings;
-    const char *prompt; /* chat: one user message */
-    const char *raw;    /* plain text */
+    const char *prompt;    /* chat: one user message */
+    const char *raw;       /* plain text */
+    const char *questions; /* a file of prompts */
     uint32_t max_tokens;
     double temperature, top_p, min_p;
     uint32_t top_k;
@@ -52,6 +55,9 @@ static int parse(struct call *call, int argc, char **argv)
         {"raw", CLI_STRING, &call->raw, "TEXT",
          "instead of a prompt: continue this text, no chat template; text of control tokens counts "
          "as these tokens"},
+        {"questions", CLI_STRING, &call->questions, "FILE",
+         "instead of a prompt: answer every line of FILE, many at once, and print JSONL rows of "
+         "`messages`; a line's seed is S plus its number"},
         {"max-tokens", CLI_UINT, &call->max_tokens, "N", "end after so many tokens [default 256]",
          0, UINT32_MAX - 1},
         {"temperature", CLI_NUMBER, &call->temperature, "T",
@@ -71,7 +77,8 @@ static int parse(struct call *call, int argc, char **argv)
     };
     const struct cli_command command = {
         .name = "generate",
-        .synopsis = "overfill generate --model FILE [options] \"PROMPT\" | --raw TEXT",
+        .synopsis =
+            "overfill generate --model FILE [options] \"PROMPT\" | --raw TEXT | --questions FILE",
         .summary =
             "Answers one prompt. \"-\" as prompt or text reads it from standard input, as it "
             "is.\nThe answer goes to standard output, everything else to standard error.",
@@ -87,10 +94,13 @@ static int parse(struct call *call, int argc, char **argv)
         return status;
     if (!*call->settings.model)
         return cli_fail("generate", CLI_WRONG_CALL, "--model: a model file is required");
-    if (!call->prompt == !call->raw)
+    int n_sources = !!call->prompt + !!call->raw + !!call->questions;
+    if (n_sources != 1)
         return cli_fail("generate", CLI_WRONG_CALL,
-                        call->raw ? "--raw: either a prompt or --raw, not both"
-                                  : "PROMPT: a prompt or --raw TEXT is required");
+                        n_sources ? "--raw: a prompt, --raw or --questions, one of them"
+                                  : "PROMPT: a prompt, --raw TEXT or --questions FILE is required");
+    if (call->questions && call->json)
+        return cli_fail("generate", CLI_WRONG_CALL, "--json: not with --questions");
     if (call->n_logprobs && !call->json)
         return cli_fail("generate", CLI_WRONG_CALL, "--logprobs: needs --json");
     return CLI_DONE;
@@ -126,16 +136,15 @@ static int open_engine(struct call *call, struct engine **ret_engine, struct err
     cli_engine_options(&call->settings, &options);
     options.progress = show_progress;
     options.progress_user = &call->progress;
-    options.max_sequences = 1;
+    options.max_sequences = call->questions ? CHATS_AT_ONCE : 1;
     int status = engine_open(&options, ret_engine, err);
     cli_progress_done(&call->progress);
     return status;
 }
 
-static int submit(const struct call *call, struct engine *engine, struct error *err)
+/* All of the request but what is asked. stops [CLI_STRINGS_MAX] as long as the request. */
+static struct engine_request request_of(const struct call *call, struct stop_string *stops)
 {
-    struct chat_message message = {"user", call->input.data, call->input.len};
-    struct stop_string stops[CLI_STRINGS_MAX];
     struct engine_request request = {
         .n = 1,
         .max_tokens = call->max_tokens,
@@ -145,8 +154,6 @@ static int submit(const struct call *call, struct engine *engine, struct error *
         .sampling = SAMPLING_DEFAULTS,
         .n_logprobs = call->n_logprobs ? (int32_t)call->n_logprobs : -1,
     };
-    uint64_t id;
-
     for (size_t i = 0; i < call->stops.n; i++)
         stops[i] = (struct stop_string){call->stops.items[i], strlen(call->stops.items[i])};
     request.sampling.temperature = (float)call->temperature;
@@ -154,6 +161,16 @@ static int submit(const struct call *call, struct engine *engine, struct error *
     request.sampling.top_p = (float)call->top_p;
     request.sampling.min_p = (float)call->min_p;
     request.sampling.seed = call->seed;
+    return request;
+}
+
+static int submit(const struct call *call, struct engine *engine, struct error *err)
+{
+    struct chat_message message = {"user", call->input.data, call->input.len};
+    struct stop_string stops[CLI_STRINGS_MAX];
+    struct engine_request request = request_of(call, stops);
+    uint64_t id;
+
     if (call->raw) {
         request.text = call->input.data;
         request.text_len = call->input.len;
@@ -275,26 +292,49 @@ static void print_summary(const struct answer *answer)
             answer->finish == FINISH_LENGTH ? "length" : "stop");
 }
 
-static int run(struct call *call, struct error *err)
+static int answer_one(struct call *call, struct engine *engine, struct error *err)
 {
-    struct engine *engine = NULL;
     struct answer answer = {.finish = FINISH_STOP};
-    int status;
-
-    if ((status = read_input(call, err)) < 0 || (status = open_engine(call, &engine, err)) < 0)
-        return status;
-    status = submit(call, engine, err);
+    int status = submit(call, engine, err);
     if (status == 0)
         status = collect(call, engine, &answer, err);
     if (status == 0 && call->json)
         status = print_json(call, &answer, err);
     else if (status == 0)
         putchar('\n');
-    if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0)
-        status = error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
     if (status == 0)
         print_summary(&answer);
     answer_free(&answer);
+    return status;
+}
+
+static int answer_questions(struct call *call, struct engine *engine, struct error *err)
+{
+    struct stop_string stops[CLI_STRINGS_MAX];
+    const struct chats chats = {
+        .path = call->questions,
+        .request = request_of(call, stops),
+        .out = stdout,
+        .progress = show_progress,
+        .user = &call->progress,
+    };
+    int status = chats_run(&chats, engine, err);
+    cli_progress_done(&call->progress);
+    return status;
+}
+
+static int run(struct call *call, struct error *err)
+{
+    struct engine *engine = NULL;
+    int status;
+
+    if (!call->questions && (status = read_input(call, err)) < 0)
+        return status;
+    if ((status = open_engine(call, &engine, err)) < 0)
+        return status;
+    status = call->questions ? answer_questions(call, engine, err) : answer_one(call, engine, err);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0)
+        status = error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
     engine_close(engine);
     return status;
 }

@@ -41,6 +41,7 @@ int cli_prune(int argc, char **argv)
     struct error err = {0};
     const char *method = "reconstruct";
     const char *type = NULL;
+    struct cli_strings calibration = {0};
     uint32_t n_tokens = 0;
     const struct cli_option options[] = {
         {"model", CLI_STRING, &prune.model_path, "FILE", "the full model, a GGUF file"},
@@ -53,8 +54,11 @@ int cli_prune(int argc, char **argv)
          "multiple of 32 [default all]",
          0, 1e6},
         {"mlp", CLI_NUMBER, &prune.mlp, "N|SHARE", "the same for the MLP [default all]", 0, 1e6},
-        {"calibration", CLI_STRING, &prune.calibration, "FILE",
-         "text, or JSONL with `prompt` (and `completion`) or `text` fields; may be gzipped"},
+        {"calibration", CLI_STRINGS, &calibration, "FILE",
+         "text, or JSONL rows with `messages`, `prompt` (and `completion`) or `text`; may be "
+         "gzipped; given several times, the files share the tokens"},
+        {"chat-template", CLI_STRING, &prune.chat_template, "NAME",
+         "family that rows of `messages` are written in [default: as the model file says]"},
         {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 65536]", 1, 1e9},
         {"type", CLI_STRING, &type, "TYPE",
          "q8_0, f16, bf16, f32, q4_0 or q4_1 for all matrices [default: q8_0; of minitron: as they "
@@ -82,9 +86,11 @@ int cli_prune(int argc, char **argv)
         return cli_fail("prune", CLI_WRONG_CALL,
                         "--method: \"%s\", expected reconstruct or minitron", method);
     if (!parse_type(type, &prune.type))
-        return cli_fail("prune", CLI_WRONG_CALL, "--type: \"%s\", expected q8_0, f16, bf16 or f32",
-                        type);
+        return cli_fail("prune", CLI_WRONG_CALL,
+                        "--type: \"%s\", expected q8_0, q4_1, q4_0, f16, bf16 or f32", type);
     prune.n_tokens = n_tokens;
+    prune.calibration = calibration.items;
+    prune.n_calibration = calibration.n;
 
     int rc = prune_run(&prune, &report, &err);
     cli_progress_done(&progress);

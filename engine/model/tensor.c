@@ -18,6 +18,7 @@
 /* Converts one block, or for the plain types one element. */
 typedef void block_to_float_fn(const uint8_t *block, float *dst);
 typedef void block_from_float_fn(const float *src, uint8_t *block);
+typedef void block_put_fn(float d, float m, const int8_t *q, uint8_t *block);
 
 static float load_half(const uint8_t *p)
 {
@@ -204,43 +205,68 @@ static float reciprocal(float d)
     return isfinite(inverse) ? inverse : 0;
 }
 
+static void q8_0_put(float d, float m, const int8_t *q, uint8_t *block)
+{
+    store_half(block, d);
+    memcpy(block + 2, q, SMALL_BLOCK);
+}
+
+static void put_nibbles(const int8_t *q, int low, uint8_t *out)
+{
+    for (int j = 0; j < SMALL_BLOCK / 2; j++)
+        out[j] = (uint8_t)((q[j] - low) | (q[j + SMALL_BLOCK / 2] - low) << 4);
+}
+
+static void q4_0_put(float d, float m, const int8_t *q, uint8_t *block)
+{
+    store_half(block, d);
+    put_nibbles(q, -8, block + 2);
+}
+
+static void q4_1_put(float d, float m, const int8_t *q, uint8_t *block)
+{
+    store_half(block, d);
+    store_half(block + 2, m);
+    put_nibbles(q, 0, block + 4);
+}
+
 static void q8_0_from_float(const float *src, uint8_t *block)
 {
+    int8_t q[SMALL_BLOCK];
     float most = 0;
     for (int i = 0; i < SMALL_BLOCK; i++)
         most = fmaxf(most, fabsf(src[i]));
     float d = most / 127;
     float inverse = reciprocal(d);
-    store_half(block, d);
     for (int i = 0; i < SMALL_BLOCK; i++)
-        block[2 + i] = (uint8_t)(int8_t)roundf(src[i] * inverse);
+        q[i] = (int8_t)roundf(src[i] * inverse);
+    q8_0_put(d, 0, q, block);
 }
 
-static int nibble(float f)
+static int8_t nibble(float f)
 {
     int q = (int)f;
-    return q > 15 ? 15 : q;
+    return (int8_t)(q > 15 ? 15 : q);
 }
 
 /* The element of the largest magnitude becomes -8 exactly: the range is -8..7. */
 static void q4_0_from_float(const float *src, uint8_t *block)
 {
+    int8_t q[SMALL_BLOCK];
     float extreme = 0;
     for (int i = 0; i < SMALL_BLOCK; i++)
         if (fabsf(src[i]) > fabsf(extreme))
             extreme = src[i];
     float d = extreme / -8;
     float inverse = reciprocal(d);
-    store_half(block, d);
-    for (int j = 0; j < 16; j++) {
-        int low = nibble(src[j] * inverse + 8.5f);
-        int high = nibble(src[j + 16] * inverse + 8.5f);
-        block[2 + j] = (uint8_t)(low | high << 4);
-    }
+    for (int i = 0; i < SMALL_BLOCK; i++)
+        q[i] = (int8_t)(nibble(src[i] * inverse + 8.5f) - 8);
+    q4_0_put(d, 0, q, block);
 }
 
 static void q4_1_from_float(const float *src, uint8_t *block)
 {
+    int8_t q[SMALL_BLOCK];
     float min = src[0], max = src[0];
     for (int i = 1; i < SMALL_BLOCK; i++) {
         min = fminf(min, src[i]);
@@ -248,13 +274,9 @@ static void q4_1_from_float(const float *src, uint8_t *block)
     }
     float d = (max - min) / 15;
     float inverse = reciprocal(d);
-    store_half(block, d);
-    store_half(block + 2, min);
-    for (int j = 0; j < 16; j++) {
-        int low = nibble((src[j] - min) * inverse + 0.5f);
-        int high = nibble((src[j + 16] - min) * inverse + 0.5f);
-        block[4 + j] = (uint8_t)(low | high << 4);
-    }
+    for (int i = 0; i < SMALL_BLOCK; i++)
+        q[i] = nibble((src[i] - min) * inverse + 0.5f);
+    q4_1_put(d, min, q, block);
 }
 
 /* name NULL: a type number that GGUF does not use (any more). elements 0: known by name only. */
@@ -264,13 +286,18 @@ static const struct type_row {
     uint16_t bytes;
     block_to_float_fn *to_float;
     block_from_float_fn *from_float;
+    struct tensor_grid grid;
+    block_put_fn *put;
 } types[N_TYPES] = {
     [TENSOR_F32] = {"F32", 1, 4, f32_to_float, f32_from_float},
     [TENSOR_F16] = {"F16", 1, 2, f16_to_float, f16_from_float},
     [TENSOR_BF16] = {"BF16", 1, 2, bf16_to_float, bf16_from_float},
-    [TENSOR_Q8_0] = {"Q8_0", SMALL_BLOCK, 34, q8_0_to_float, q8_0_from_float},
-    [TENSOR_Q4_0] = {"Q4_0", SMALL_BLOCK, 18, q4_0_to_float, q4_0_from_float},
-    [TENSOR_Q4_1] = {"Q4_1", SMALL_BLOCK, 20, q4_1_to_float, q4_1_from_float},
+    [TENSOR_Q8_0] =
+        {"Q8_0", SMALL_BLOCK, 34, q8_0_to_float, q8_0_from_float, {-127, 127, false}, q8_0_put},
+    [TENSOR_Q4_0] =
+        {"Q4_0", SMALL_BLOCK, 18, q4_0_to_float, q4_0_from_float, {-8, 7, false}, q4_0_put},
+    [TENSOR_Q4_1] =
+        {"Q4_1", SMALL_BLOCK, 20, q4_1_to_float, q4_1_from_float, {0, 15, true}, q4_1_put},
     [TENSOR_Q5_0] = {"Q5_0", SMALL_BLOCK, 22, q5_0_to_float, NULL},
     [TENSOR_Q5_1] = {"Q5_1", SMALL_BLOCK, 24, q5_1_to_float, NULL},
     [TENSOR_Q4_K] = {"Q4_K", SUPER_BLOCK, 144, q4_k_to_float, NULL},
@@ -368,7 +395,7 @@ static int check_block_values(enum tensor_type type, const float *src, size_t fi
                               struct error *err)
 {
     for (size_t i = first; i < first + SMALL_BLOCK; i++)
-        if (!(fabsf(src[i]) <= 65504.0f))
+        if (!(fabsf(src[i]) <= TENSOR_MOST_IN_BLOCK))
             return error_set(err, ERROR_INVALID, "element %zu: %g cannot be stored as %s", i,
                              (double)src[i], types[type].name);
     return 0;
@@ -391,4 +418,14 @@ int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst
         row->from_float(src + i, block);
     }
     return 0;
+}
+
+const struct tensor_grid *tensor_type_grid(enum tensor_type type)
+{
+    return types[type].put ? &types[type].grid : NULL;
+}
+
+void tensor_put_block(enum tensor_type type, float d, float m, const int8_t *q, void *dst)
+{
+    types[type].put(d, m, q, dst);
 }

@@ -74,9 +74,9 @@ static int compute_basis(struct reconstruct *r, struct error *err)
     least_squares_close(&covariance);
     reader_embed(r->samples, r->full.model, READ_ALL, r->full.x); /* back to the beginning */
     if (rc == 0)
-        rc = put_turned(r, "token_embd.weight", r->full.model->embedding, r->basis, err);
+        rc = put_turned(r, "token_embd.weight", r->full.model->embedding, r->basis, NULL, err);
     if (rc == 0)
-        rc = twin_store_put(r->store, ".basis", TENSOR_F32, r->basis, full, r->hidden, err);
+        rc = twin_store_put(r->store, ".basis", TENSOR_F32, r->basis, full, r->hidden, NULL, err);
     return rc;
 }
 

@@ -36,22 +36,6 @@ static void chooser_close(struct chooser *c)
     mem_free(c->cost);
 }
 
-static int invert(double *a, size_t n, struct error *err)
-{
-    lapack_int size = (lapack_int)n;
-    lapack_int info;
-    char lower = 'L';
-    LAPACK_dpotrf(&lower, &size, a, &size, &info);
-    if (info == 0)
-        LAPACK_dpotri(&lower, &size, a, &size, &info);
-    if (info)
-        return error_set(err, ERROR_INTERNAL, "%zu MLP channels cannot be told apart", n);
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < i; j++)
-            a[i * n + j] = a[j * n + i];
-    return 0;
-}
-
 static int chooser_open(const double *gram, const float *w, size_t n, size_t n_out,
                         struct chooser *c, struct error *err)
 {
@@ -74,7 +58,7 @@ static int chooser_open(const double *gram, const float *w, size_t n, size_t n_o
         for (size_t o = 0; o < n_out; o++)
             c->w[i * n_out + o] = w[o * n + i];
     }
-    return invert(c->inverse, n, err);
+    return invert_symmetric(c->inverse, n, err);
 }
 
 /* What its loss costs: |w_i|^2 / inverse_ii. */

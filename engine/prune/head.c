@@ -48,7 +48,8 @@ static int norm_all(struct reconstruct *r, struct least_squares *ls, struct erro
         add_rows(r, batch, ls, r->inner + r->samples->samples[batch.first].answer * r->hidden,
                  r->hidden, r->target, full);
     }
-    return twin_store_put(r->store, "output_norm.weight", TENSOR_F32, ones, 0, r->hidden, err);
+    return twin_store_put(r->store, "output_norm.weight", TENSOR_F32, ones, 0, r->hidden, NULL,
+                          err);
 }
 
 static const struct tensor *full_head(const struct reconstruct *r)
@@ -238,11 +239,11 @@ int rebuild_head(struct reconstruct *r, struct error *err)
         rc = least_squares_solve(&ls, 0, full, map, &result, err);
     if (rc == 0)
         r->head_residual = result.residual;
-    least_squares_close(&ls);
     if (rc == 0)
         rc = temper_map(r, map, err);
     if (rc == 0)
-        rc = put_turned(r, "output.weight", full_head(r), map, err);
+        rc = put_turned(r, "output.weight", full_head(r), map, ls.fitted.xx, err);
+    least_squares_close(&ls);
     if (rc == 0)
         rc = score_held(r, err);
     return rc;

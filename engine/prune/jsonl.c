@@ -84,17 +84,17 @@ int line_reader_next(struct line_reader *r, const char **ret_line, size_t *ret_l
     return 0;
 }
 
-int line_reader_document(const struct line_reader *r, struct buf *text, struct error *err)
+void document_free(struct document *document)
+{
+    buf_free(&document->text);
+    mem_free(document->messages);
+    *document = (struct document){0};
+}
+
+static bool read_text(const cJSON *row, struct buf *text)
 {
     static const char *const FIELDS[] = {"text", "prompt", "completion"};
     bool found = false;
-    cJSON *row = cJSON_ParseWithLength(r->line.data, r->line.len);
-    text->len = 0;
-    if (!cJSON_IsObject(row)) {
-        cJSON_Delete(row);
-        return error_set(err, ERROR_FORMAT, "calibration %s: line %zu: expected a JSON object",
-                         r->path, r->number);
-    }
     for (size_t i = 0; i < 3; i++) {
         const cJSON *field = cJSON_GetObjectItemCaseSensitive(row, FIELDS[i]);
         if (!cJSON_IsString(field))
@@ -104,10 +104,64 @@ int line_reader_document(const struct line_reader *r, struct buf *text, struct e
         found = true;
         buf_append_str(text, field->valuestring);
     }
+    return found;
+}
+
+static const char *string_of(const cJSON *message, const char *name)
+{
+    const cJSON *field = cJSON_GetObjectItemCaseSensitive(message, name);
+    return cJSON_IsString(field) ? field->valuestring : NULL;
+}
+
+/* Roles and contents, each with its NUL, to text, which may move until all are there. */
+static int read_messages(const struct line_reader *r, const cJSON *list, struct document *d,
+                         struct error *err)
+{
+    size_t n = (size_t)cJSON_GetArraySize(list);
+    const cJSON *message;
+    struct chat_message *messages = mem_realloc(d->messages, n + 1, sizeof(*messages));
+    if (!messages)
+        return error_memory(err, "calibration text", n * sizeof(*messages));
+    d->messages = messages;
+    cJSON_ArrayForEach(message, list)
+    {
+        const char *role = string_of(message, "role");
+        const char *content = string_of(message, "content");
+        if (!role || !content)
+            return error_set(err, ERROR_FORMAT,
+                             "calibration %s: line %zu: messages[%zu]: expected strings `role` and "
+                             "`content`",
+                             r->path, r->number, d->n_messages);
+        buf_append(&d->text, role, strlen(role) + 1);
+        buf_append(&d->text, content, strlen(content) + 1);
+        d->messages[d->n_messages++].content_len = strlen(content);
+    }
+    const char *at = d->text.data;
+    for (size_t i = 0; i < d->n_messages && !d->text.failed; i++) {
+        d->messages[i].role = at;
+        d->messages[i].content = at + strlen(at) + 1;
+        at = d->messages[i].content + d->messages[i].content_len + 1;
+    }
+    return 0;
+}
+
+int line_reader_document(const struct line_reader *r, struct document *d, struct error *err)
+{
+    int rc = 0;
+    cJSON *row = cJSON_ParseWithLength(r->line.data, r->line.len);
+    const cJSON *messages = cJSON_GetObjectItemCaseSensitive(row, "messages");
+    d->text.len = 0;
+    d->n_messages = 0;
+    if (!cJSON_IsObject(row))
+        rc = error_set(err, ERROR_FORMAT, "calibration %s: line %zu: expected a JSON object",
+                       r->path, r->number);
+    else if (cJSON_IsArray(messages))
+        rc = read_messages(r, messages, d, err);
+    else if (!read_text(row, &d->text))
+        rc = error_set(err, ERROR_FORMAT,
+                       "calibration %s: line %zu: expected a string `prompt` or `text`, or a list "
+                       "`messages`",
+                       r->path, r->number);
     cJSON_Delete(row);
-    if (!found)
-        return error_set(err, ERROR_FORMAT,
-                         "calibration %s: line %zu: expected a string `prompt` or `text`", r->path,
-                         r->number);
-    return text->failed ? error_memory(err, "calibration text", text->len) : 0;
+    return rc == 0 && d->text.failed ? error_memory(err, "calibration text", d->text.len) : rc;
 }

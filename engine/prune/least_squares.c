@@ -88,8 +88,8 @@ static void add_ridge(double *a, size_t n, double ridge)
         a[i * n + i] += ridge * (a[i * n + i] + SIZE_SHARE * trace / (double)n);
 }
 
-/* In row-major terms the upper triangle is column-major's lower one. */
-static int factorise(double *a, size_t n, struct error *err)
+/* In row-major terms the upper triangle is column-major's lower one, and a = L L^T there u^T u. */
+int factorise_symmetric(double *a, size_t n, struct error *err)
 {
     lapack_int size = (lapack_int)n;
     lapack_int info;
@@ -100,6 +100,23 @@ static int factorise(double *a, size_t n, struct error *err)
                             "short, or its text says the same again and again",
                             n)
                 : 0;
+}
+
+int invert_symmetric(double *a, size_t n, struct error *err)
+{
+    lapack_int size = (lapack_int)n;
+    lapack_int info;
+    char lower = 'L';
+    int rc = factorise_symmetric(a, n, err);
+    if (rc)
+        return rc;
+    LAPACK_dpotri(&lower, &size, a, &size, &info);
+    if (info)
+        return error_set(err, ERROR_INTERNAL, "%zu inputs cannot be told apart", n);
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < i; j++)
+            a[i * n + j] = a[j * n + i];
+    return 0;
 }
 
 /* Outputs [begin, end) at one ridge. */
@@ -120,7 +137,7 @@ static int solve(struct solver *s, double ridge, struct error *err)
     char lower = 'L';
     memcpy(s->xx, ls->fitted.xx, ls->n_in * ls->n_in * sizeof(double));
     add_ridge(s->xx, ls->n_in, ridge);
-    int rc = factorise(s->xx, ls->n_in, err);
+    int rc = factorise_symmetric(s->xx, ls->n_in, err);
     if (rc)
         return rc;
     memcpy(s->map, ls->fitted.yx + s->begin * ls->n_in, s->n_out * ls->n_in * sizeof(double));

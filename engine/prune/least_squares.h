@@ -44,6 +44,12 @@ struct least_squares_result {
 int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, float *map,
                         struct least_squares_result *ret_result, struct error *err);
 
+/* The upper triangle u of a = u^T u, over a's (its lower triangle is left as it is). ERROR_INTERNAL
+ * if a, a sum of x x^T, spans too little. */
+int factorise_symmetric(double *a, size_t n, struct error *err);
+/* a [n][n] (upper triangle) to its inverse, both triangles. */
+int invert_symmetric(double *a, size_t n, struct error *err);
+
 /* Eigenvectors of the symmetric a [n][n] (upper triangle, destroyed) with the k largest
  * eigenvalues: ret_vectors [n][k], largest first. ret_share: their part of the trace. */
 int top_eigenvectors(double *a, size_t n, size_t k, float *ret_vectors, double *ret_share,

@@ -12,17 +12,33 @@ const char *prune_method_name(enum prune_method method)
     return method == PRUNE_MINITRON ? "minitron" : "reconstruct";
 }
 
+/* A model without a known template still learns from plain text. */
+static int find_template(const struct prune_options *options, const struct vocab *vocab,
+                         struct sample_text *how, struct error *err)
+{
+    struct error unknown;
+    if (options->chat_template)
+        return chat_template_find(options->chat_template, NULL, &how->chat_template, err);
+    if (chat_template_find(NULL, vocab->chat_template, &how->chat_template, &unknown))
+        how->chat_template = NULL;
+    return 0;
+}
+
 static int read_calibration(const struct prune_options *options, const struct model_file *file,
                             struct sample_set *ret_samples, struct error *err)
 {
     struct tokenizer *tokenizer = NULL;
+    struct sample_text how = {0};
     size_t n_tokens = options->n_tokens ? options->n_tokens : PRUNE_TOKENS;
-    if (!options->calibration)
+    if (!options->n_calibration)
         return error_set(err, ERROR_INVALID,
                          "calibration: expected a text or JSONL file, since channels are cut");
-    int rc = tokenizer_open(model_file_vocab(file), &tokenizer, err);
+    int rc = find_template(options, model_file_vocab(file), &how, err);
     if (rc == 0)
-        rc = samples_read(options->calibration, tokenizer, n_tokens,
+        rc = tokenizer_open(model_file_vocab(file), &tokenizer, err);
+    how.tokenizer = tokenizer;
+    if (rc == 0)
+        rc = samples_read(options->calibration, options->n_calibration, &how, n_tokens,
                           options->method == PRUNE_RECONSTRUCT, ret_samples, err);
     tokenizer_close(tokenizer);
     return rc;
@@ -95,7 +111,7 @@ static int prune_file(const struct prune_options *options, const struct model_fi
     if (rc)
         return rc;
     /* nothing removed and nothing to learn from: a copy, whatever the method */
-    bool is_copy = report->hidden == p->hidden && report->mlp == p->mlp && !options->calibration;
+    bool is_copy = report->hidden == p->hidden && report->mlp == p->mlp && !options->n_calibration;
     if (options->method == PRUNE_MINITRON || is_copy)
         return run_minitron(options, file, report, err);
     return run_reconstruct(options, file, report, err);

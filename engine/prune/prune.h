@@ -25,9 +25,13 @@ struct prune_options {
     enum prune_method method;
     const char *model_path; /* a GGUF file */
     const char *out_path;
-    const char *calibration; /* a text file, or JSONL with `prompt` or `text` fields; may be .gz */
-    size_t n_tokens;         /* of calibration at most; 0: PRUNE_TOKENS */
-    double hidden, mlp;      /* kept width: above 1 a size, up to 1 a share; 0: all */
+    /* Text files, or JSONL with `messages`, `prompt` or `text`; may be .gz. They share the tokens.
+     */
+    const char *const *calibration;
+    size_t n_calibration;
+    const char *chat_template; /* a family's name, or NULL: recognised from the file */
+    size_t n_tokens;           /* of calibration at most; 0: PRUNE_TOKENS */
+    double hidden, mlp;        /* kept width: above 1 a size, up to 1 a share; 0: all */
     /* enum tensor_type of the matrices. PRUNE_TYPE_KEEP: reconstruct writes Q8_0; of a sliced model
      * each keeps its own (Q8_0 if that type cannot be written), and rows that lose no columns keep
      * their bytes */

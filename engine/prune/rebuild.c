@@ -27,13 +27,14 @@ static bool is_solved(const struct reconstruct *r, uint32_t layer, const char *w
     return twin_store_has(r->store, name);
 }
 
+/* ls: the fit that w comes of, for its inputs. */
 static int put(struct reconstruct *r, uint32_t layer, const char *what, const float *w, size_t rows,
-               size_t columns, struct error *err)
+               const struct least_squares *ls, struct error *err)
 {
     char name[64];
     name_of(layer, what, name);
-    return twin_store_put(r->store, name, (enum tensor_type)r->options->type, w, rows, columns,
-                          err);
+    return twin_store_put(r->store, name, (enum tensor_type)r->options->type, w, rows, ls->n_in,
+                          ls->fitted.xx, err);
 }
 
 static int get(const struct reconstruct *r, uint32_t layer, const char *what,
@@ -47,7 +48,7 @@ static int get(const struct reconstruct *r, uint32_t layer, const char *what,
 /* W M for the rows of W that index names (NULL: all), to the store. */
 static int put_mapped(struct reconstruct *r, uint32_t layer, const char *what,
                       const struct tensor *t, const unsigned *index, size_t n_rows,
-                      const float *map, struct error *err)
+                      const float *map, const struct least_squares *ls, struct error *err)
 {
     size_t full = r->full_params->hidden;
     _cleanup_mem_ float *w = load_matrix(t, err);
@@ -59,7 +60,7 @@ static int put_mapped(struct reconstruct *r, uint32_t layer, const char *what,
     for (size_t i = 0; index && i < n_rows; i++) /* ascending: never over a row yet to be read */
         memmove(w + i * full, w + index[i] * full, full * sizeof(float));
     turn(w, n_rows, full, map, r->hidden, mapped);
-    return put(r, layer, what, mapped, n_rows, r->hidden, err);
+    return put(r, layer, what, mapped, n_rows, ls, err);
 }
 
 /* scaled = rows [n][width], each times scale[row]. */
@@ -167,11 +168,11 @@ static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls
     int rc = least_squares_solve(ls, 0, ls->n_out, map, &result, err);
     r->layers[l].qkv = result.residual;
     if (rc == 0)
-        rc = put_mapped(r, l, "attn_q.weight", t->q, NULL, t->q->dims[1], map, err);
+        rc = put_mapped(r, l, "attn_q.weight", t->q, NULL, t->q->dims[1], map, ls, err);
     if (rc == 0)
-        rc = put_mapped(r, l, "attn_k.weight", t->k, NULL, t->k->dims[1], map, err);
+        rc = put_mapped(r, l, "attn_k.weight", t->k, NULL, t->k->dims[1], map, ls, err);
     if (rc == 0)
-        rc = put_mapped(r, l, "attn_v.weight", t->v, NULL, t->v->dims[1], map, err);
+        rc = put_mapped(r, l, "attn_v.weight", t->v, NULL, t->v->dims[1], map, ls, err);
     return rc;
 }
 
@@ -256,7 +257,7 @@ static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
     if (rc)
         return rc;
     *report = (struct write_report){step.residual, drift.residual, step.ridge, drift.ridge};
-    return put(r, l, what, w, h, ls->n_in, err);
+    return put(r, l, what, w, h, ls, err);
 }
 
 /* The twin writes: x += W inner. */
@@ -358,9 +359,9 @@ static int solve_gate_up(struct reconstruct *r, uint32_t l, struct least_squares
     if (rc == 0)
         rc = choose_channels(r, l, t, index, err);
     if (rc == 0)
-        rc = put_mapped(r, l, "ffn_gate.weight", t->gate, index, r->mlp, map, err);
+        rc = put_mapped(r, l, "ffn_gate.weight", t->gate, index, r->mlp, map, ls, err);
     if (rc == 0)
-        rc = put_mapped(r, l, "ffn_up.weight", t->up, index, r->mlp, map, err);
+        rc = put_mapped(r, l, "ffn_up.weight", t->up, index, r->mlp, map, ls, err);
     return rc;
 }
 
@@ -450,7 +451,7 @@ static int put_vectors(struct reconstruct *r, uint32_t l, const struct layer_ten
         if (tensor)
             tensor_dequantize(tensor->type, tensor->data, n, v);
         name_of(l, vectors[i].what, name);
-        int rc = twin_store_put(r->store, name, TENSOR_F32, v, 0, n, err);
+        int rc = twin_store_put(r->store, name, TENSOR_F32, v, 0, n, NULL, err);
         if (rc)
             return rc;
     }

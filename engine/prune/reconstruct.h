@@ -66,9 +66,10 @@ void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_ou
               float *out);
 /* out [n][n_out] = rows [n][n_in] map [n_in][n_out] */
 void turn(const float *rows, size_t n, size_t n_in, const float *map, size_t n_out, float *out);
-/* The rows of t, as wide as the full model, times map [full hidden][hidden], to the store. */
+/* The rows of t, as wide as the full model, times map [full hidden][hidden], to the store. gram: of
+ * the result's inputs, for round_matrix. */
 int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,
-               struct error *err);
+               const double *gram, struct error *err);
 /* The full model's rows behind the prompts among all rows [..][width] of the batch, together. */
 void gather_answers(const struct sample_set *samples, struct batch batch, const float *rows,
                     size_t stride, size_t width, float *out);

@@ -36,7 +36,7 @@ float *load_matrix(const struct tensor *t, struct error *err)
 #define TURN_ROWS 4096
 
 int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,
-               struct error *err)
+               const double *gram, struct error *err)
 {
     size_t full = r->full_params->hidden;
     size_t n_rows = t->dims[1];
@@ -51,7 +51,7 @@ int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, 
         turn(rows, n, full, map, r->hidden, turned + i * r->hidden);
     }
     return twin_store_put(r->store, name, (enum tensor_type)r->options->type, turned, n_rows,
-                          r->hidden, err);
+                          r->hidden, gram, err);
 }
 
 size_t answer_rows(const struct sample_set *samples, struct batch batch)

@@ -4,6 +4,7 @@
 
 #include "engine/base/hash.h"
 #include "engine/base/mem.h"
+#include "engine/prune/round_matrix.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -169,7 +170,8 @@ bool twin_store_has(const struct twin_store *s, const char *name)
 }
 
 int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type,
-                   const float *values, size_t n_rows, size_t n_columns, struct error *err)
+                   const float *values, size_t n_rows, size_t n_columns, const double *gram,
+                   struct error *err)
 {
     size_t n = n_rows ? n_rows : 1;
     size_t row_bytes;
@@ -184,12 +186,9 @@ int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type
     _cleanup_mem_ uint8_t *data = mem_alloc(bytes);
     if (!data)
         return error_memory(err, name, bytes);
-    for (size_t r = 0; r < n; r++) {
-        int rc =
-            tensor_quantize(type, values + r * n_columns, n_columns, data + r * row_bytes, err);
-        if (rc)
-            return error_prefix(err, "%s", name);
-    }
+    int rc = round_matrix(type, values, n, n_columns, gram, data, err);
+    if (rc)
+        return error_prefix(err, "%s", name);
     snprintf(entry.tensor.name, sizeof(entry.tensor.name), "%s", name);
     entry.tensor.bytes = bytes;
     entry.hash = hash_bytes(HASH_START, data, bytes);

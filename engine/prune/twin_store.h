@@ -22,10 +22,12 @@ void twin_store_close(struct twin_store *store);
 void twin_store_remove(struct twin_store *store);
 
 bool twin_store_has(const struct twin_store *store, const char *name);
-/* Quantises values [n_rows][n_columns] row by row and appends them. n_rows 0: a vector. What is
- * there already stays: a run ended between two matrices of one fit solves both again. */
+/* Quantises values [n_rows][n_columns] as round_matrix does with gram, and appends them. n_rows 0:
+ * a vector. What is there already stays: a run ended between two matrices of one fit solves both
+ * again. */
 int twin_store_put(struct twin_store *store, const char *name, enum tensor_type type,
-                   const float *values, size_t n_rows, size_t n_columns, struct error *err);
+                   const float *values, size_t n_rows, size_t n_columns, const double *gram,
+                   struct error *err);
 /* The tensor with its bytes in memory: tensor_release frees them. ERROR_INTERNAL if it is not
  * there.
  */

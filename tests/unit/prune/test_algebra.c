@@ -1,6 +1,7 @@
 /* The dense algebra of reconstruction against what is known of random data. */
 #include "engine/base/mem.h"
 #include "engine/prune/least_squares.h"
+#include "engine/prune/round_matrix.h"
 #include "tests/unit/check.h"
 
 #include <math.h>
@@ -158,6 +159,68 @@ static void copies_leave_first(void **state)
     assert_true(share > 0.99);
 }
 
+#define N_WIDE 96
+#define N_SEEN 2000
+
+/* sum |(W - rounded W) x|^2 over the rows of x, which lie near a few directions. */
+static double output_error(const float *w, const uint8_t *blocks, enum tensor_type type,
+                           const float *x, size_t n_out)
+{
+    float *rounded = malloc(n_out * N_WIDE * sizeof(float));
+    double sum = 0;
+    tensor_dequantize(type, blocks, n_out * N_WIDE, rounded);
+    for (size_t r = 0; r < N_SEEN; r++)
+        for (size_t o = 0; o < n_out; o++) {
+            double e = 0;
+            for (size_t i = 0; i < N_WIDE; i++)
+                e += (w[o * N_WIDE + i] - rounded[o * N_WIDE + i]) * x[r * N_WIDE + i];
+            sum += e * e;
+        }
+    free(rounded);
+    return sum;
+}
+
+/* Rounding that knows the inputs loses far less of what they give than rounding to the nearest. */
+static void rounding_knows_the_inputs(void **state)
+{
+    enum { N_OUT_ROWS = 12, N_DIRECTIONS = 16 };
+    static float x[N_SEEN * N_WIDE], w[N_OUT_ROWS * N_WIDE];
+    static double gram[N_WIDE * N_WIDE];
+    static uint8_t nearest[4 * N_OUT_ROWS * N_WIDE], fed[4 * N_OUT_ROWS * N_WIDE];
+    const enum tensor_type types[] = {TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q8_0};
+    uint64_t seed = 3;
+    struct error err = {0};
+    float directions[N_DIRECTIONS * N_WIDE];
+    for (size_t i = 0; i < N_DIRECTIONS * N_WIDE; i++)
+        directions[i] = noise(&seed);
+    for (size_t i = 0; i < N_OUT_ROWS * N_WIDE; i++)
+        w[i] = noise(&seed);
+    for (size_t r = 0; r < N_SEEN; r++) {
+        for (size_t i = 0; i < N_WIDE; i++)
+            x[r * N_WIDE + i] = 0.1f * noise(&seed);
+        for (size_t d = 0; d < N_DIRECTIONS; d++) {
+            float share = noise(&seed);
+            for (size_t i = 0; i < N_WIDE; i++)
+                x[r * N_WIDE + i] += share * directions[d * N_WIDE + i];
+        }
+        for (size_t i = 0; i < N_WIDE; i++)
+            for (size_t j = i; j < N_WIDE; j++)
+                gram[i * N_WIDE + j] += x[r * N_WIDE + i] * x[r * N_WIDE + j];
+    }
+    for (size_t t = 0; t < 3; t++) {
+        assert_int_equal(round_matrix(types[t], w, N_OUT_ROWS, N_WIDE, NULL, nearest, &err), 0);
+        assert_int_equal(round_matrix(types[t], w, N_OUT_ROWS, N_WIDE, gram, fed, &err), 0);
+        double before = output_error(w, nearest, types[t], x, N_OUT_ROWS);
+        double after = output_error(w, fed, types[t], x, N_OUT_ROWS);
+        print_message("%s: %.3g to the nearest, %.3g fed\n", tensor_type_name(types[t]), before,
+                      after);
+        assert_true(after < 0.5 * before);
+    }
+    w[5] = INFINITY;
+    assert_int_equal(round_matrix(TENSOR_Q4_0, w, N_OUT_ROWS, N_WIDE, gram, fed, &err),
+                     -ERROR_INVALID);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -165,6 +228,7 @@ int main(void)
         cmocka_unit_test(ridge_is_what_helps_unknown_rows),
         cmocka_unit_test(eigenvectors_are_the_strong_directions),
         cmocka_unit_test(copies_leave_first),
+        cmocka_unit_test(rounding_knows_the_inputs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

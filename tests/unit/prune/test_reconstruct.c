@@ -14,6 +14,7 @@
 
 struct files {
     char folder[64], full[96], twin[96], layers[128], text[96];
+    const char *calibration; /* text */
 };
 
 static void write_text(const char *path)
@@ -41,6 +42,7 @@ static int make_files(void **state)
     snprintf(f->twin, sizeof(f->twin), "%s/twin.gguf", f->folder);
     snprintf(f->layers, sizeof(f->layers), "%s.layers", f->twin);
     snprintf(f->text, sizeof(f->text), "%s/text.txt", f->folder);
+    f->calibration = f->text;
     write_text(f->text);
     return 0;
 }
@@ -76,7 +78,8 @@ static struct prune_options options_of(const struct files *f, double hidden, dou
         .method = PRUNE_RECONSTRUCT,
         .model_path = f->full,
         .out_path = f->twin,
-        .calibration = f->text,
+        .calibration = &f->calibration,
+        .n_calibration = 1,
         .hidden = hidden,
         .mlp = mlp,
         .type = TENSOR_F32,
@@ -199,7 +202,7 @@ static void calls_that_cannot_work_are_refused(void **state)
     struct error err = {0};
     tiny_write_gguf(&tiny, f->full);
     struct prune_options options = options_of(f, 32, 64);
-    options.calibration = NULL;
+    options.n_calibration = 0;
     assert_int_equal(prune_run(&options, &report, &err), -ERROR_INVALID);
     assert_non_null(strstr(err.message, "calibration"));
     options = options_of(f, 65, 64);

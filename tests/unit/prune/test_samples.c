@@ -72,7 +72,9 @@ static char *words(size_t n, unsigned seed)
 
 static int read_set(const struct rig *r, size_t n_tokens, struct sample_set *set, struct error *err)
 {
-    return samples_read(r->path, r->tokenizer, n_tokens, true, set, err);
+    const char *path = r->path;
+    struct sample_text how = {.tokenizer = r->tokenizer};
+    return samples_read(&path, 1, &how, n_tokens, true, set, err);
 }
 
 /* Text is cut into samples of 512 tokens; every one has a prompt of whole pages and an answer. */
@@ -130,6 +132,49 @@ static void documents_count_once(void **state)
     free(other);
 }
 
+/* A chat goes through the template, its last message is the answer; a file of its own gets its
+ * share of the tokens. */
+static void chats_are_rendered(void **state)
+{
+    struct rig *r = *state;
+    struct sample_set set;
+    struct sample_set plain;
+    struct error err;
+    char *question = words(120, 4);
+    char *answer = words(150, 5);
+    char *json = malloc(8000);
+    struct sample_text how = {.tokenizer = r->tokenizer};
+    snprintf(json, 8000,
+             "{\"messages\":[{\"role\":\"user\",\"content\":\"%s\"},"
+             "{\"role\":\"assistant\",\"content\":\"%s\"}]}\n"
+             "{\"messages\":[{\"role\":\"user\",\"content\":\"%s\"},"
+             "{\"role\":\"assistant\",\"content\":\"\"}]}\n",
+             question, answer, answer);
+    put(r, "chats.jsonl", json);
+    assert_int_equal(read_set(r, 4000, &set, &err), -ERROR_UNSUPPORTED);
+    assert_int_equal(chat_template_find("chatml", NULL, &how.chat_template, &err), 0);
+    const char *const paths[] = {r->path, r->path};
+    assert_int_equal(samples_read(paths, 1, &how, 4000, true, &set, &err), 0);
+    assert_int_equal(set.n_samples, 1); /* the other has no answer */
+    const struct sample *s = &set.samples[0];
+    struct token_list ids = {0};
+    assert_int_equal(tokenizer_encode(r->tokenizer, answer, 150, 0, &ids, &err), 0);
+    size_t before = s->n - ids.n; /* the question, and what the template puts around both */
+    assert_true(s->n_prompt <= before && s->n_prompt + 32 + 16 > before);
+    token_list_free(&ids);
+    assert_int_equal(samples_read(paths, 2, &how, s->n + 70, true, &plain, &err), 0);
+    assert_int_equal(plain.n_samples, 2);
+    assert_int_equal(plain.samples[0].n, (s->n + 70) / 2);
+    samples_free(&set);
+    samples_free(&plain);
+    put(r, "chats.jsonl", "{\"messages\":[{\"role\":\"user\"}]}\n");
+    assert_int_equal(samples_read(paths, 1, &how, 4000, true, &set, &err), -ERROR_FORMAT);
+    assert_non_null(strstr(err.message, "messages[0]"));
+    free(json);
+    free(question);
+    free(answer);
+}
+
 static void bad_files_are_named(void **state)
 {
     struct rig *r = *state;
@@ -152,6 +197,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_is_cut_up),
         cmocka_unit_test(documents_count_once),
+        cmocka_unit_test(chats_are_rendered),
         cmocka_unit_test(bad_files_are_named),
     };
     return cmocka_run_group_tests(tests, open_rig, close_rig);

@@ -7,11 +7,13 @@
 #include "server/sandbox.h"
 #include "server/server.h"
 
+#include <errno.h>
 #include <libgen.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define MAX_API_KEYS 256
@@ -76,7 +78,22 @@ static bool has_sandbox(const struct settings *settings)
     return strcmp(settings->sandbox, "off") != 0;
 }
 
-/* From here on the process reads the model's files and the key file, and no others. */
+/* A folder that cannot be written is a mistake of whoever named it; what happens to it later, a
+ * full disk for one, is not worth ending for. */
+static int make_state_dir(const struct settings *settings, struct error *err)
+{
+    const char *dir = settings->state_dir;
+
+    if (!*dir)
+        return 0;
+    if (mkdir(dir, 0700) < 0 && errno != EEXIST)
+        return error_set(err, ERROR_IO, "state-dir: %s: %s", dir, strerror(errno));
+    if (access(dir, R_OK | W_OK | X_OK) < 0)
+        return error_set(err, ERROR_IO, "state-dir: %s: %s", dir, strerror(errno));
+    return 0;
+}
+
+/* From here on the process reads the model's files, the key file and the state, and no others. */
 static int drop_files(const struct settings *settings, struct error *err)
 {
     const char *const readable[] = {settings->model, settings->pruned, "/proc", "/sys",
@@ -92,7 +109,7 @@ static int drop_files(const struct settings *settings, struct error *err)
     memcpy(paths, readable, sizeof(paths));
     if (*folder)
         paths[4] = dirname(folder);
-    if (sandbox_files(paths, sizeof(paths) / sizeof(paths[0]), &why) < 0)
+    if (sandbox_files(paths, sizeof(paths) / sizeof(paths[0]), settings->state_dir, &why) < 0)
         log_warn("sandbox: files stay open to the process: %s", why.message);
     return 0;
 }
@@ -196,8 +213,10 @@ static void on_bus_error(int number)
 static int run(const struct settings *settings, struct error *err)
 {
     struct loader loader = {.settings = settings, .is_terminal = isatty(STDERR_FILENO)};
-    int status = open_server(settings, &loader.server, err);
+    int status = make_state_dir(settings, err);
 
+    if (status == 0)
+        status = open_server(settings, &loader.server, err);
     if (status < 0)
         return status;
     status = drop_files(settings, err);
@@ -208,6 +227,7 @@ static int run(const struct settings *settings, struct error *err)
     log_info("listening on %s port %u, loading %s", settings->host,
              (unsigned)server_port(loader.server), settings->model);
     signal(SIGBUS, on_bus_error);
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows too large is an error of write(2) */
     int refused = pthread_create(&loader.thread, NULL, load, &loader);
     if (refused) {
         server_close(loader.server);

@@ -65,7 +65,9 @@ struct settings {
     uint32_t max_queue_tokens;
     uint32_t prefill_chunk_ms;
     char *prefix_cache; /* on, off */
-    char *background;   /* on, off */
+    char *state_dir;
+    size_t state_size;
+    char *background; /* on, off */
     double shadow_rate;
     /* server */
     char *host;

@@ -57,9 +57,16 @@ struct engine_options {
     uint32_t max_queue;        /* requests waiting; 0: 512. Past it engine_submit is ERROR_BUSY */
     uint32_t max_queue_tokens; /* prompt tokens waiting; 0: 1,000,000 */
     uint32_t prefill_chunk_ms; /* time a prefill chunk aims at; 0: 25 */
-    bool no_prefix_cache;      /* pages are forgotten with the request that computed them */
-    bool no_background;        /* finished answers are not read by the full model while idle */
-    double shadow_rate; /* 0..1: share of the twin's answers scored by both models while idle */
+    /* Folder where the prefix cache outlives the engine, or NULL. engine_close writes what is kept
+     * to STATE_DIR/prefix-cache, the latest first, up to state_bytes (0: 1 GiB); engine_open finds
+     * it again if models, number types and kernels are the same (the fingerprint of engine_info). A
+     * file of others or a broken one, a full disk: a line in the log and nothing else. It holds
+     * what clients sent, for its owner's eyes only (0600). */
+    const char *state_dir;
+    size_t state_bytes;
+    bool no_prefix_cache; /* pages are forgotten with the request that computed them */
+    bool no_background;   /* finished answers are not read by the full model while idle */
+    double shadow_rate;   /* 0..1: share of the twin's answers scored by both models while idle */
     /* Called on an engine thread when there is something to poll and the consumer may be asleep.
      * Must not block (uv_async_send). NULL: the consumer uses engine_wait. */
     void (*wake)(void *user);
@@ -72,7 +79,8 @@ struct engine_options {
 /* Blocks until the models are packed and the threads run. */
 int engine_open(const struct engine_options *options, struct engine **ret_engine,
                 struct error *err);
-/* Cancels what runs, joins all threads, frees everything. NULL is fine. */
+/* Cancels what runs, joins all threads, writes the prefix cache if there is a state_dir (which may
+ * take seconds), frees everything. NULL is fine. */
 void engine_close(struct engine *engine);
 /* Stops taking new work (engine_submit: ERROR_SHUTDOWN); running requests go on. */
 void engine_drain(struct engine *engine);

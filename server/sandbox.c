@@ -63,7 +63,8 @@ static int open_ruleset(int version)
                         0);
 }
 
-static int allow(int ruleset, const char *path, bool *ret_is_folder)
+/* Reading, and what is named in more_rights. */
+static int allow(int ruleset, const char *path, uint64_t more_rights, bool *ret_is_folder)
 {
     struct landlock_path_beneath_attr rule = {.allowed_access = LANDLOCK_ACCESS_FS_READ_FILE};
     struct stat st;
@@ -74,7 +75,7 @@ static int allow(int ruleset, const char *path, bool *ret_is_folder)
         return 0;
     if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode)) {
         *ret_is_folder = true;
-        rule.allowed_access |= LANDLOCK_ACCESS_FS_READ_DIR;
+        rule.allowed_access |= LANDLOCK_ACCESS_FS_READ_DIR | more_rights;
     }
     rule.parent_fd = fd;
     if (syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &rule, 0) < 0)
@@ -98,13 +99,22 @@ static int allow_entries(int ruleset, const char *folder)
             continue;
         int n = snprintf(path, sizeof(path), "%s/%s", folder, e->d_name);
         if (n > 0 && (size_t)n < sizeof(path))
-            result = allow(ruleset, path, &is_folder);
+            result = allow(ruleset, path, 0, &is_folder);
     }
     closedir(dir);
     return result;
 }
 
-int sandbox_files(const char *const *readable, size_t n_readable, struct error *err)
+static uint64_t writing_rights(int version)
+{
+    uint64_t rights = LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_MAKE_REG |
+                      LANDLOCK_ACCESS_FS_REMOVE_FILE;
+
+    return version >= 3 ? rights | RIGHT_TRUNCATE : rights;
+}
+
+int sandbox_files(const char *const *readable, size_t n_readable, const char *writable,
+                  struct error *err)
 {
     int version = landlock_version(), result = 0;
     bool is_folder;
@@ -117,10 +127,12 @@ int sandbox_files(const char *const *readable, size_t n_readable, struct error *
     for (size_t i = 0; i < n_readable && result == 0; i++) {
         if (!readable[i] || !readable[i][0])
             continue;
-        result = allow(ruleset, readable[i], &is_folder);
+        result = allow(ruleset, readable[i], 0, &is_folder);
         if (result == 0 && is_folder)
             result = allow_entries(ruleset, readable[i]);
     }
+    if (result == 0 && writable && *writable)
+        result = allow(ruleset, writable, writing_rights(version), &is_folder);
     if (result == 0 && (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
                         syscall(SYS_landlock_restrict_self, ruleset, 0) < 0))
         result = -1;

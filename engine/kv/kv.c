@@ -140,6 +140,18 @@ static void keep(struct kv_pool *pool, uint32_t page)
     pool->n_kept++;
 }
 
+void page_keep_as_oldest(struct kv_pool *pool, uint32_t page)
+{
+    pool->pages[page].newer = pool->oldest;
+    pool->pages[page].older = NO_PAGE;
+    if (pool->oldest == NO_PAGE)
+        pool->newest = page;
+    else
+        pool->pages[pool->oldest].older = page;
+    pool->oldest = page;
+    pool->n_kept++;
+}
+
 static void unkeep(struct kv_pool *pool, uint32_t page)
 {
     const struct page *p = &pool->pages[page];
@@ -172,15 +184,27 @@ void page_unref(struct kv_pool *pool, uint32_t page)
         pool->free_pages[pool->n_free++] = page;
 }
 
+static uint32_t give_up_oldest(struct kv_pool *pool)
+{
+    uint32_t page = pool->oldest;
+    unkeep(pool, page);
+    prefix_remove(pool, page);
+    return page;
+}
+
+void pages_forget_kept(struct kv_pool *pool)
+{
+    while (pool->n_kept)
+        pool->free_pages[pool->n_free++] = give_up_oldest(pool);
+}
+
 static uint32_t take_page(struct kv_pool *pool)
 {
     uint32_t page;
     if (pool->n_free) {
         page = pool->free_pages[--pool->n_free];
     } else if (pool->n_kept) {
-        page = pool->oldest;
-        unkeep(pool, page);
-        prefix_remove(pool, page);
+        page = give_up_oldest(pool);
         pool->n_evicted++;
     } else {
         return NO_PAGE;

@@ -108,4 +108,20 @@ struct kv_match kv_prefix_find(struct kv_pool *pool, const int32_t *tokens, uint
 void kv_prefix_add(struct kv_pool *pool, const int32_t *tokens, uint32_t n_tokens,
                    struct kv_table *table);
 
+/* The kept pages in a file, from one process to the next (state.c). Both calls want the pool for
+ * themselves: before its threads run, and after they ended.
+ *
+ * Saving takes the pages used last, as many as max_bytes have room for, writes them beside `path`
+ * and then moves them there, so that a full disk, or an end in the middle, leaves what was there.
+ * With nothing to keep nothing is written. The file is the owner's alone (0600): it holds what
+ * clients sent. */
+int kv_state_save(struct kv_pool *pool, const char *path, const char *fingerprint, size_t max_bytes,
+                  uint32_t *ret_n_pages, struct error *err);
+/* Brings them back into an empty pool, as many as it has pages; no such file: 0 pages. The
+ * fingerprint (up to KV_FINGERPRINT_MAX characters) stands for all that the bytes depend on beside
+ * the layout. ERROR_FORMAT for a file of others or a broken one: the pool stays empty. */
+int kv_state_load(struct kv_pool *pool, const char *path, const char *fingerprint,
+                  uint32_t *ret_n_pages, struct error *err);
+#define KV_FINGERPRINT_MAX 63
+
 #endif

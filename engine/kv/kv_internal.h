@@ -46,6 +46,10 @@ size_t kv_head_bytes(const struct kv_layout *layout);
 /* All with the lock held. */
 void page_ref(struct kv_pool *pool, uint32_t page);
 void page_unref(struct kv_pool *pool, uint32_t page);
+void page_keep_as_oldest(struct kv_pool *pool, uint32_t page);
+void pages_forget_kept(struct kv_pool *pool); /* they are free then */
+/* Puts a page into the index; false when it has an equal one. */
+bool prefix_insert(struct kv_pool *pool, uint32_t page, uint32_t parent, const int32_t *tokens);
 void prefix_remove(struct kv_pool *pool, uint32_t page); /* a leaf that no table holds */
 
 #endif

@@ -60,6 +60,14 @@ static void add_page(struct kv_pool *pool, uint32_t page, uint32_t parent, const
     *first = page;
 }
 
+bool prefix_insert(struct kv_pool *pool, uint32_t page, uint32_t parent, const int32_t *tokens)
+{
+    if (find_page(pool, parent, tokens) != NO_PAGE)
+        return false;
+    add_page(pool, page, parent, tokens);
+    return true;
+}
+
 void prefix_remove(struct kv_pool *pool, uint32_t page)
 {
     struct page *p = &pool->pages[page];

@@ -297,6 +297,7 @@ void *decode_main(void *arg)
     struct engine *engine = arg;
     struct decode d = {.engine = engine};
 
+    pthread_setname_np(pthread_self(), "decode");
     while (wait_for_work(&d)) {
         d.has_stepped = false;
         drop_ended(&d);

@@ -149,6 +149,7 @@ void *intake_main(void *arg)
 {
     struct engine *engine = arg;
     struct stage *stage = &engine->intake;
+    pthread_setname_np(pthread_self(), "intake");
     for (;;) {
         pthread_mutex_lock(&stage->lock);
         while (!stage->incoming.head && !atomic_load(&engine->stopping))

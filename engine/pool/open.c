@@ -95,15 +95,18 @@ static int copy_names(struct engine *engine, struct error *err)
 {
     struct engine_options *o = &engine->options;
     engine->model_path = mem_strdup(o->model_path);
+    engine->state_dir = mem_strdup(o->state_dir ? o->state_dir : "");
     engine->model_id =
         o->model_id && *o->model_id ? mem_strdup(o->model_id) : id_from_path(o->model_path);
     if (o->pruned_path)
         engine->pruned_path = mem_strdup(o->pruned_path);
-    if (!engine->model_path || !engine->model_id || (o->pruned_path && !engine->pruned_path))
+    if (!engine->model_path || !engine->model_id || !engine->state_dir ||
+        (o->pruned_path && !engine->pruned_path))
         return error_memory(err, "model names", strlen(o->model_path));
     o->model_path = engine->model_path;
     o->pruned_path = engine->pruned_path;
     o->model_id = engine->model_id;
+    o->state_dir = engine->state_dir;
     return 0;
 }
 
@@ -292,7 +295,6 @@ static int start_thread(struct engine *engine, struct stage *stage, void *(*main
     int rc = pthread_create(&stage->thread, NULL, main, engine);
     if (rc)
         return error_set(err, ERROR_IO, "%s thread: %s", name, strerror(rc));
-    pthread_setname_np(stage->thread, name);
     stage->started = true;
     return 0;
 }
@@ -311,6 +313,8 @@ static int open_all(struct engine *engine, struct error *err)
     fill_info(engine);
     openblas_set_num_threads(1); /* the teams are the threads; BLAS runs on their members */
     rc = open_stages(engine, err);
+    if (rc == 0)
+        state_load(engine);
     if (rc == 0)
         rc = start_thread(engine, &engine->decode, decode_main, "decode", err);
     if (rc == 0)
@@ -383,6 +387,8 @@ void engine_close(struct engine *engine)
         }
     }
     background_free(engine->prefill.background);
+    if (engine->intake.started) /* the last step of opening */
+        state_save(engine);
     close_stage(engine, &engine->intake);
     close_stage(engine, &engine->prefill);
     close_stage(engine, &engine->decode);
@@ -397,6 +403,7 @@ void engine_close(struct engine *engine)
     mem_free(engine->model_id);
     mem_free(engine->model_path);
     mem_free(engine->pruned_path);
+    mem_free(engine->state_dir);
     pthread_mutex_destroy(&engine->registry_lock);
     pthread_mutex_destroy(&engine->ready_lock);
     pthread_mutex_destroy(&engine->stats_lock);

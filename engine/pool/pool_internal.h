@@ -164,7 +164,7 @@ struct stage {
 
 struct engine {
     struct engine_options options; /* strings are copies in `strings` */
-    char *model_id, *model_path, *pruned_path;
+    char *model_id, *model_path, *pruned_path, *state_dir;
     const struct kernels *kernels;
     struct model *full, *pruned; /* pruned NULL without a twin */
     struct tokenizer *tokenizer;
@@ -212,6 +212,10 @@ void request_free(struct request *request);
 
 /* open.c: tokens of one decode step at most, one for every sequence at least */
 uint32_t decode_rows(const struct engine_options *options);
+
+/* state.c: before the threads run, and after they ended */
+void state_load(struct engine *engine);
+void state_save(struct engine *engine);
 
 /* registry.c: from ids to requests that are not yet freed */
 void registry_add(struct engine *engine, struct request *request);
@@ -297,7 +301,7 @@ bool stage_is_asked(struct stage *stage, struct rank *ret_rank);
 void background_offer(struct engine *engine, struct sequence *sequence);
 void background_free(struct background_job *jobs); /* the list; NULL is fine */
 
-/* threads */
+/* The threads. Each names itself: naming another goes through /proc, which a sandbox may forbid. */
 void *intake_main(void *engine);
 void *prefill_main(void *engine);
 void *decode_main(void *engine);

@@ -288,6 +288,7 @@ void *prefill_main(void *arg)
     struct engine *engine = arg;
     struct prefill p = {.engine = engine};
 
+    pthread_setname_np(pthread_self(), "prefill");
     /* Sockets, and clients on the same machine, take their time from prompts, not from streams. */
     team_give_way(engine->prefill.team, PREFILL_NICE);
     while (wait_for_work(&p)) {

@@ -2,8 +2,10 @@
 #include "engine/kernels/kernels.h"
 #include "tests/unit/pool/rig.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PAGE KERNEL_PAGE_TOKENS
 #define PAGE_BYTES ((size_t)2 * 2 * 2 * 8 * PAGE * sizeof(float))
@@ -51,6 +53,38 @@ static void known_prompt_is_computed_from_where_it_differs(void **state)
     free(again);
     free(other);
     engine_close(engine);
+}
+
+/* Another engine of the same models goes on where the first one ended; one of others does not. */
+static void known_prompt_is_found_by_the_next_engine(void **state)
+{
+    const struct rig_files *files = *state;
+    struct engine_options o = pair_options(files);
+    char file[80];
+    o.state_dir = files->folder;
+    assert_true((size_t)snprintf(file, sizeof(file), "%s/prefix-cache", files->folder) <
+                sizeof(file));
+    struct engine *engine = rig_open(&o);
+    struct rig_result *first = run_ok(engine, rig_request(prompt, N_PROMPT));
+    rig_wait_until(engine, rig_is_idle);
+    engine_close(engine);
+
+    engine = rig_open(&o);
+    struct rig_result *again = run_ok(engine, rig_request(prompt, N_PROMPT));
+    assert_int_equal(again->usage.cached_tokens, 192);
+    rig_expect_same_choice(&first->choices[0], &again->choices[0]);
+    engine_close(engine);
+
+    o.kv_type = KV_F16;
+    o.state_bytes = 1; /* and it writes nothing */
+    engine = rig_open(&o);
+    struct rig_result *other = run_ok(engine, rig_request(prompt, N_PROMPT));
+    assert_int_equal(other->usage.cached_tokens, 0);
+    engine_close(engine);
+    assert_int_equal(unlink(file), 0);
+    free(first);
+    free(again);
+    free(other);
 }
 
 static void whole_prompt_in_the_cache_still_gives_the_first_token(void **state)
@@ -374,6 +408,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(known_prompt_is_computed_from_where_it_differs),
+        cmocka_unit_test(known_prompt_is_found_by_the_next_engine),
         cmocka_unit_test(whole_prompt_in_the_cache_still_gives_the_first_token),
         cmocka_unit_test(prompts_that_ask_for_no_cache_leave_none),
         cmocka_unit_test(prompt_logprobs_are_complete_for_a_known_prompt),

@@ -52,18 +52,21 @@ static int try_open(const char *path, int flags)
 static int check_files(void)
 {
     char folder[] = "/tmp/overfill-sandbox-XXXXXX", file[64], link[64], other[64];
+    char writable[] = "/tmp/overfill-writable-XXXXXX", made[64], moved[64];
     const char *const readable[] = {folder, NULL, "/no/such/path"};
     struct error err;
 
-    if (!mkdtemp(folder))
+    if (!mkdtemp(folder) || !mkdtemp(writable))
         return CHILD_BAD;
+    snprintf(made, sizeof(made), "%s/made", writable);
+    snprintf(moved, sizeof(moved), "%s/moved", writable);
     snprintf(file, sizeof(file), "%s/file", folder);
     snprintf(link, sizeof(link), "%s/link", folder);
     snprintf(other, sizeof(other), "%s-other", folder);
     if (try_open(file, O_CREAT | O_WRONLY) || try_open(other, O_CREAT | O_WRONLY) ||
         symlink(other, link))
         return CHILD_BAD;
-    int code = sandbox_files(readable, 3, &err);
+    int code = sandbox_files(readable, 3, writable, &err);
     if (code == -ERROR_UNSUPPORTED)
         return CHILD_SKIP;
     return report(code == 0, err.message) ||
@@ -73,6 +76,9 @@ static int check_files(void)
            report(try_open(file, O_WRONLY) == -EACCES, "a named file can be written") ||
            report(try_open("/tmp/overfill-new", O_CREAT | O_WRONLY) == -EACCES,
                   "a file can be made") ||
+           report(try_open(made, O_CREAT | O_TRUNC | O_WRONLY) == 0 && rename(made, moved) == 0 &&
+                      try_open(moved, O_RDONLY) == 0 && unlink(moved) == 0,
+                  "no file can be made, moved or removed where it is allowed") ||
            report(unlink(other) < 0 && errno == EACCES, "a file can be removed") ||
            report(execl("/bin/true", "true", NULL) < 0 && errno == EACCES, "a program can start");
 }

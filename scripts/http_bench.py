@@ -169,18 +169,75 @@ def slow(arguments):
     return result
 
 
+def thread_seconds(pid):
+    """CPU seconds of every thread so far, by (id, name)."""
+    found = {}
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        try:
+            nanoseconds = int((task / "schedstat").read_text().split()[0])
+            found[task.name, (task / "comm").read_text().strip()] = nanoseconds / 1e9
+        except FileNotFoundError:
+            pass  # it ended meanwhile
+    return found
+
+
+def stream_again_and_again(server, model, started, stop):
+    """One client: a stream after the other, read event by event as a browser would."""
+    body = json.dumps({"model": model, "stream": True, "max_tokens": 256, "ignore_eos": True,
+                       "messages": [{"role": "user", "content": "Tell me a long story."}]})
+    while not stop.is_set():
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        connection.request("POST", "/v1/chat/completions", body)
+        reply = connection.getresponse()
+        while not stop.is_set() and reply.readline():
+            started.set()
+        connection.close()
+
+
+def share(arguments):
+    """16 streams of the real engine: how much of the process's CPU time is not the engine's."""
+    twin = pathlib.Path(arguments.twin)
+    server = Server(arguments, *(["--pruned", str(twin)] if twin.exists() else []))
+    model = json.load(urllib.request.urlopen(server.base + "/v1/models"))["data"][0]["id"]
+    stop, started = threading.Event(), [threading.Event() for _ in range(16)]
+    clients = [threading.Thread(target=stream_again_and_again, args=(server, model, s, stop))
+               for s in started]
+    for client in clients:
+        client.start()
+    for s in started:
+        s.wait(120)
+    before = thread_seconds(server.process.pid)
+    time.sleep(max(arguments.seconds, 10))
+    after = thread_seconds(server.process.pid)
+    stop.set()
+    for client in clients:
+        client.join()
+    server.stop()
+    by_name = {}
+    for (tid, name), seconds in after.items():
+        # The engine names its threads; the loop, its helpers and whatever libraries start are HTTP.
+        kind = next((k for k in ("prefill", "decode", "intake") if name.startswith(k)), "http")
+        by_name[kind] = by_name.get(kind, 0) + seconds - before.get((tid, name), 0)
+    total = sum(by_name.values())
+    return {"streams": len(clients), "twin": twin.exists(),
+            "seconds": {kind: round(s, 3) for kind, s in by_name.items()},
+            "http_share": round(by_name.get("http", 0) / total, 4)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--program", default=str(ROOT / "build/cli/overfill"))
     parser.add_argument("--model", default=str(ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    parser.add_argument("--twin", default=str(ROOT / "models/smollm2-135m-twin.gguf"))
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("what", nargs="*", default=["throughput", "idle", "slow"])
+    parser.add_argument("what", nargs="*", default=["throughput", "idle", "slow", "share"])
     arguments = parser.parse_args()
     result = {}
     for what in arguments.what:
         say(what)
-        result[what] = {"throughput": throughput, "idle": idle, "slow": slow}[what](arguments)
+        result[what] = {"throughput": throughput, "idle": idle, "slow": slow,
+                        "share": share}[what](arguments)
     json.dump(result, sys.stdout, indent=1)
     print()
 

@@ -1,5 +1,6 @@
 """Raw sockets: clients that leave at every stage, half requests, pipelining, slow readers. The server
 must free the engine's work at once and serve everybody else."""
+import http.client
 import json
 import resource
 import socket
@@ -173,7 +174,14 @@ def test_limit_of_connections_is_survived(start_fake, limit):
     server = start_fake(*(["--connections", "40"] if limit == "connections" else []))
     if limit == "descriptors":
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    kept.request("POST", CHAT, json.dumps(server.chat("!slow ab", max_tokens=30, ignore_eos=True)))
+    server.wait_until(lambda: server.metric("overfill_jobs") == 1)
     sockets = [server.connect() for _ in range(200)]  # the kernel takes them, the server cannot all
+    whole = json.loads(kept.getresponse().read())  # who was there before does not notice
+    assert whole["usage"]["completion_tokens"] == 30
+    kept.request("GET", "/v1/models")
+    assert kept.getresponse().status == 200
     for s in sockets:
         s.close()
     server.wait_until(lambda: server.get("/health", timeout=2).status == 200, 20)

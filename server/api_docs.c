@@ -198,7 +198,9 @@ static const char INTRODUCTION[] =
     "OPTIONS everywhere; origins listed in `cors-origins` get the CORS headers. Bodies are "
     "neither\n"
     "taken nor sent compressed.\n\n"
-    "## Routes\n";
+    "## Routes\n\n"
+    "`/chat/completions`, `/responses` and `/models` are taken as if they began with `/v1`, and\n"
+    "`/v1/health` as `/health`: clients of llama-server send them.\n";
 
 static int print_markdown(void)
 {

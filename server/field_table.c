@@ -153,8 +153,8 @@ static const struct field FIELDS[] = {
 
     /* Sampling. */
     {"seed", ON_GENERATE, FIELD_READ, .read = field_read_seed, .schema = SCHEMA_SEED,
-     .help = "The same seed and request give the same answer. Above 2^53 a JSON number loses "
-             "digits: send such a seed as a string."},
+     .help = "The same seed and request give the same answer. A string of digits is taken too, for "
+             "clients that lose those of a number above 2^53."},
     {"temperature", ON_BOTH | ON_RESPONSES, FIELD_FLOAT, RANGE(0, 2), AT(sampling.temperature),
      .preset = "1", .help = "0 takes the likeliest token each time."},
     {"temperature", ON_MESSAGES, FIELD_FLOAT, RANGE(0, 1), AT(sampling.temperature), .preset = "1",

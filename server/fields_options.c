@@ -5,26 +5,36 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A number, or a string of digits for what a double cannot hold exactly. Negative seeds wrap. */
+/* Negative seeds wrap. */
+static bool seed_of_digits(const char *digits, uint64_t *ret_seed)
+{
+    bool is_negative = *digits == '-';
+    const char *s = digits + is_negative;
+    size_t n = strspn(s, "0123456789");
+    uint64_t seed = 0;
+
+    if (n == 0 || n > 19 || s[n] != '\0')
+        return false;
+    for (size_t i = 0; i < n; i++)
+        seed = seed * 10 + (uint64_t)(s[i] - '0');
+    *ret_seed = is_negative ? 0 - seed : seed;
+    return true;
+}
+
+/* A number, or a string of digits for clients whose own numbers are doubles. */
 int field_read_seed(struct params *p, const char *name, const cJSON *value, struct http_error *e)
 {
+    double number = 0;
+
     if (cJSON_IsString(value)) {
-        const char *s = value->valuestring;
-        bool is_negative = *s == '-';
-        uint64_t seed = 0;
-        s += is_negative;
-        size_t n = strspn(s, "0123456789");
-        if (n == 0 || n > 19 || s[n] != '\0')
+        if (!seed_of_digits(value->valuestring, &p->sampling.seed))
             return field_wrong_type(e, name, "an integer", value);
-        for (size_t i = 0; i < n; i++)
-            seed = seed * 10 + (uint64_t)(s[i] - '0');
-        p->sampling.seed = is_negative ? 0 - seed : seed;
-    } else {
-        double number = 0;
-        if (field_read_integer(value, name, -9223372036854775808.0, 9223372036854774784.0, &number,
-                               e) < 0)
-            return -1;
-        p->sampling.seed = (uint64_t)(int64_t)number;
+    } else if (field_read_integer(value, name, -9223372036854775808.0, 9223372036854775808.0,
+                                  &number, e) < 0) {
+        return -1;
+    } else if (!value->valuestring || !seed_of_digits(value->valuestring, &p->sampling.seed)) {
+        p->sampling.seed =
+            number < 9223372036854775808.0 ? (uint64_t)(int64_t)number : (uint64_t)1 << 63;
     }
     p->seed_given = true;
     return 0;

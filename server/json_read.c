@@ -8,11 +8,23 @@
 #include <stdint.h>
 #include <string.h>
 
+#define EXACT_DIGITS 15  /* a double holds any integer of so many */
+#define MOST_INTEGERS 16 /* longer ones of an object that keep their digits */
+
+/* A member of the outermost object that is an integer of many digits. */
+struct integer {
+    size_t i_member;
+    size_t start, len; /* in the text */
+};
+
 struct scan {
     const char *text;
     size_t len;
     size_t at;
     const char *fault; /* what was expected, or which limit; NULL while all is well */
+    size_t n_members;  /* of the outermost object so far */
+    struct integer integers[MOST_INTEGERS];
+    size_t n_integers;
 };
 
 void json_setup(void)
@@ -181,6 +193,18 @@ static bool scan_key(struct scan *s)
     return true;
 }
 
+/* Of the outermost object, whose value was scanned from `start` to here. */
+static void note_integer(struct scan *s, size_t start)
+{
+    size_t len = s->at - start, sign = s->text[start] == '-';
+    if (len - sign <= EXACT_DIGITS || s->n_integers == MOST_INTEGERS)
+        return;
+    for (size_t i = start + sign; i < s->at; i++)
+        if (s->text[i] < '0' || s->text[i] > '9')
+            return;
+    s->integers[s->n_integers++] = (struct integer){s->n_members - 1, start, len};
+}
+
 static bool scan_document(struct scan *s)
 {
     uint64_t is_object = 0; /* bit 0: the innermost open container */
@@ -201,13 +225,18 @@ static bool scan_document(struct scan *s)
             if (peek(s) != (c == '{' ? '}' : ']')) {
                 depth++;
                 is_object = is_object << 1 | (c == '{');
+                s->n_members += depth == 1;
                 if (c == '{' && !scan_key(s))
                     return false;
                 continue;
             }
             s->at++;
-        } else if (!scan_scalar(s)) {
-            return false;
+        } else {
+            size_t start = s->at;
+            if (!scan_scalar(s))
+                return false;
+            if (depth == 1)
+                note_integer(s, start);
         }
         /* A value has ended: close what it closes, or go on to the next one. */
         for (;;) {
@@ -225,31 +254,56 @@ static bool scan_document(struct scan *s)
             depth--;
             is_object >>= 1;
         }
+        s->n_members += depth == 1;
         if ((is_object & 1) && !scan_key(s))
             return false;
     }
+}
+
+static int check(struct scan *s, struct http_error *ret_error)
+{
+    if (scan_document(s))
+        return 0;
+    return http_invalid(ret_error, NULL, NULL,
+                        "We could not parse the JSON body of your request: %s (at byte %zu of "
+                        "%zu). The OpenAI API expects a JSON payload, but what was sent was not "
+                        "valid JSON.",
+                        s->fault, s->at, s->len);
 }
 
 int json_check(const char *text, size_t len, struct http_error *ret_error)
 {
     struct scan s = {.text = text, .len = len};
 
-    if (scan_document(&s))
-        return 0;
-    return http_invalid(ret_error, NULL, NULL,
-                        "We could not parse the JSON body of your request: %s (at byte %zu of "
-                        "%zu). The OpenAI API expects a JSON payload, but what was sent was not "
-                        "valid JSON.",
-                        s.fault, s.at, len);
+    return check(&s, ret_error);
+}
+
+/* cJSON frees a number's valuestring with it, and otherwise leaves it alone. */
+static bool keep_digits(const struct scan *s, cJSON *object)
+{
+    size_t i_member = 0, i = 0;
+
+    for (cJSON *item = object->child; item && i < s->n_integers; item = item->next, i_member++) {
+        const struct integer *integer = &s->integers[i];
+        if (integer->i_member != i_member)
+            continue;
+        item->valuestring = mem_strndup(s->text + integer->start, integer->len);
+        if (!item->valuestring)
+            return false;
+        i++;
+    }
+    return true;
 }
 
 int json_parse_object(const char *text, size_t len, cJSON **ret_object,
                       struct http_error *ret_error)
 {
+    struct scan s = {.text = text, .len = len};
+
     if (len == 0)
         return http_invalid(ret_error, NULL, NULL,
                             "We could not parse the JSON body of your request: the body is empty.");
-    if (json_check(text, len, ret_error) < 0)
+    if (check(&s, ret_error) < 0)
         return -1;
     cJSON *object = cJSON_ParseWithLength(text, len);
     if (!object)
@@ -257,6 +311,10 @@ int json_parse_object(const char *text, size_t len, cJSON **ret_object,
     if (!cJSON_IsObject(object)) {
         cJSON_Delete(object);
         return http_invalid(ret_error, NULL, NULL, "The JSON body of a request must be an object.");
+    }
+    if (!keep_digits(&s, object)) {
+        cJSON_Delete(object);
+        return http_out_of_memory(ret_error);
     }
     *ret_object = object;
     return 0;

@@ -18,7 +18,9 @@ void json_setup(void);
 /* 0 if text[len] is one JSON value within the limits. Iterative, O(len), allocates nothing. */
 int json_check(const char *text, size_t len, struct http_error *ret_error);
 
-/* Checks and parses an object. The caller frees it with cJSON_Delete. */
+/* Checks and parses an object. The caller frees it with cJSON_Delete. An integer among its own
+ * members that has more than 15 digits keeps them, with a '-' if it is negative, in valuestring:
+ * the double beside it may be rounded. */
 int json_parse_object(const char *text, size_t len, cJSON **ret_object,
                       struct http_error *ret_error);
 

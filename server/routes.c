@@ -48,6 +48,24 @@ unsigned route_index(const struct route *route)
     return route >= ROUTES && route < ROUTES + N_ROUTES ? (unsigned)(route - ROUTES) : N_ROUTES;
 }
 
+/* llama-server takes these without /v1, and clients of its have such a base URL. */
+static const struct {
+    const char *url, *path;
+} ALIASES[] = {
+    {"/chat/completions", "/v1/chat/completions"},
+    {"/responses", "/v1/responses"},
+    {"/models", "/v1/models"},
+    {"/v1/health", "/health"},
+};
+
+static const char *path_of(const char *url)
+{
+    for (size_t i = 0; i < sizeof(ALIASES) / sizeof(ALIASES[0]); i++)
+        if (strcmp(ALIASES[i].url, url) == 0)
+            return ALIASES[i].path;
+    return url;
+}
+
 static bool path_matches(const char *pattern, const char *url)
 {
     size_t n = strlen(pattern);
@@ -73,16 +91,17 @@ void route_find(struct exchange *x, const char *url)
 {
     const char *method = strcmp(x->method, "HEAD") == 0 ? "GET" : x->method;
     static const char MESSAGES[] = "/v1/messages";
+    const char *path = path_of(url);
     _cleanup_buf_ struct buf allowed = {0};
 
     if (strncmp(url, MESSAGES, sizeof(MESSAGES) - 1) == 0)
         x->dialect = DIALECT_ANTHROPIC;
     for (unsigned i = 0; i < N_ROUTES; i++)
-        if (strcmp(ROUTES[i].method, method) == 0 && path_matches(ROUTES[i].path, url)) {
+        if (strcmp(ROUTES[i].method, method) == 0 && path_matches(ROUTES[i].path, path)) {
             x->route = &ROUTES[i];
             return;
         }
-    route_allowed_methods(url, &allowed);
+    route_allowed_methods(path, &allowed);
     if (!allowed.data) {
         http_error_set(&x->early, 404, "unknown_url", "Invalid URL (%s %.200s)", x->method, url);
         return;

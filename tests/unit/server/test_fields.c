@@ -92,12 +92,22 @@ static void every_kind_of_field_is_read(void **state)
     params_free(&p);
 }
 
-static void seeds_above_2_53_come_as_strings(void **state)
+static void seeds_above_2_53_keep_their_digits(void **state)
 {
     struct params p;
 
     read_chat(&p, "\"seed\":\"9007199254740993\"");
     assert_true(p.sampling.seed == 9007199254740993u);
+    params_free(&p);
+    read_chat(&p, "\"n\":1,\"seed\":9007199254740993,\"top_k\":3");
+    assert_true(p.sampling.seed == 9007199254740993u);
+    assert_int_equal(p.sampling.top_k, 3);
+    params_free(&p);
+    read_chat(&p, "\"seed\":-9223372036854775807");
+    assert_true(p.sampling.seed == (uint64_t)-INT64_MAX);
+    params_free(&p);
+    read_chat(&p, "\"overfill\":{\"decode\":\"full\"},\"seed\":9223372036854775807");
+    assert_true(p.sampling.seed == INT64_MAX);
     params_free(&p);
 }
 
@@ -239,7 +249,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_openais),
         cmocka_unit_test(every_kind_of_field_is_read),
-        cmocka_unit_test(seeds_above_2_53_come_as_strings),
+        cmocka_unit_test(seeds_above_2_53_keep_their_digits),
         cmocka_unit_test(prompts_take_every_form),
         cmocka_unit_test(parts_of_a_message_are_joined),
         cmocka_unit_test(the_last_of_two_equal_fields_counts),

@@ -64,7 +64,7 @@ static int compute_basis(struct reconstruct *r, struct error *err)
 {
     size_t full = r->full_params->hidden;
     struct least_squares covariance;
-    int rc = least_squares_open(full, 0, &covariance, err);
+    int rc = least_squares_open(r->reader.team, full, 0, &covariance, err);
     if (rc)
         return rc;
     rc = measure(r, &covariance, err);

@@ -147,6 +147,7 @@ int choose_inputs(const double *gram, const float *w, size_t n, size_t n_out, si
     struct chooser c;
     double lost = 0;
     double energy = 0;
+    blas_begin();
     int rc = chooser_open(gram, w, n, n_out, &c, err);
     _cleanup_mem_ double *scratch = mem_array(n * n_out, sizeof(double));
     if (rc == 0 && !scratch)
@@ -165,6 +166,7 @@ int choose_inputs(const double *gram, const float *w, size_t n, size_t n_out, si
         qsort(ret_index, keep, sizeof(*ret_index), compare_index);
         *ret_share = energy > 0 ? fmax(0, 1 - lost / energy) : 1;
     }
+    blas_end();
     chooser_close(&c);
     return rc;
 }

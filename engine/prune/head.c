@@ -113,8 +113,8 @@ static int score_held(struct reconstruct *r, struct error *err)
         for (uint32_t t = s->n_prompt; s->held && t < s->n; t += SCORE_ROWS) {
             size_t n = s->n - t < SCORE_ROWS ? s->n - t : SCORE_ROWS;
             size_t row = s->answer + t - s->n_prompt;
-            multiply(r->middle + row * full, n, full, full_w, vocab, 0, z);
-            multiply(r->inner + row * r->hidden, n, r->hidden, twin_w, vocab, 0,
+            multiply(r, r->middle + row * full, n, full, full_w, vocab, 0, z);
+            multiply(r, r->inner + row * r->hidden, n, r->hidden, twin_w, vocab, 0,
                      z + SCORE_ROWS * vocab);
             for (size_t k = 0; k < n; k++)
                 score_row(z + k * vocab, z + (SCORE_ROWS + k) * vocab, vocab,
@@ -172,7 +172,8 @@ static size_t gather_held(const struct reconstruct *r, const float *map, size_t 
             if (number++ < *at)
                 continue;
             size_t row = s->answer + k - s->n_prompt;
-            multiply(r->inner + row * r->hidden, 1, r->hidden, map, full, 0, states + found * full);
+            multiply(r, r->inner + row * r->hidden, 1, r->hidden, map, full, 0,
+                     states + found * full);
             memcpy(states + (n + found) * full, r->middle + row * full, full * sizeof(float));
             found++;
         }
@@ -193,8 +194,8 @@ static void temper_step(const struct reconstruct *r, const float *head, const fl
     double curvature = 0;
     while ((n = gather_held(r, map, SCORE_ROWS, &at, states))) {
         float *z_full = z + SCORE_ROWS * vocab;
-        multiply(states, n, full, head, vocab, 0, z);
-        multiply(states + SCORE_ROWS * full, n, full, head, vocab, 0, z_full);
+        multiply(r, states, n, full, head, vocab, 0, z);
+        multiply(r, states + SCORE_ROWS * full, n, full, head, vocab, 0, z_full);
         for (size_t k = 0; k < n; k++)
             temper_row(z_full + k * vocab, z + k * vocab, vocab, *t, &slope, &curvature);
     }
@@ -230,13 +231,13 @@ int rebuild_head(struct reconstruct *r, struct error *err)
     _cleanup_mem_ float *map = mem_calloc(full * r->hidden, sizeof(float));
     if (!map)
         return error_memory(err, "head map", full * r->hidden * sizeof(float));
-    int rc = least_squares_open(r->hidden, full, &ls, err);
+    int rc = least_squares_open(r->reader.team, r->hidden, full, &ls, err);
     if (rc)
         return rc;
     struct least_squares_result result;
     rc = norm_all(r, &ls, err);
     if (rc == 0)
-        rc = least_squares_solve(&ls, 0, full, map, &result, err);
+        rc = least_squares_solve(&ls, 0, full, r->ridges.qkv, map, &result, err);
     if (rc == 0)
         r->head_residual = result.residual;
     if (rc == 0)

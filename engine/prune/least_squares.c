@@ -10,11 +10,6 @@
 
 #define SIZE_SHARE 0.01
 
-void blas_threads(unsigned n)
-{
-    openblas_set_num_threads((int)n);
-}
-
 static bool open_sums(size_t n_in, size_t n_out, struct row_sums *sums)
 {
     sums->xx = mem_calloc(n_in * n_in, sizeof(double));
@@ -30,10 +25,11 @@ static void close_sums(struct row_sums *sums)
     mem_free(sums->yy);
 }
 
-int least_squares_open(size_t n_in, size_t n_out, struct least_squares *ret_ls, struct error *err)
+int least_squares_open(struct team *team, size_t n_in, size_t n_out, struct least_squares *ret_ls,
+                       struct error *err)
 {
     size_t n_most = n_in > n_out ? n_in : n_out;
-    struct least_squares ls = {.n_in = n_in, .n_out = n_out};
+    struct least_squares ls = {.team = team, .n_in = n_in, .n_out = n_out};
     ls.batch = mem_array(n_most * n_in, sizeof(float));
     if (!open_sums(n_in, n_out, &ls.fitted) || (n_out && !open_sums(n_in, n_out, &ls.held)) ||
         !ls.batch) {
@@ -60,16 +56,31 @@ void least_squares_add(struct least_squares *ls, bool held, const float *x, size
     if (!n)
         return;
     sums->n_rows += n;
-    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (blasint)n_in, (blasint)n, 1.0f, x,
-                (blasint)x_stride, 0.0f, ls->batch, (blasint)n_in);
+    struct product p = {
+        .a_turned = true,
+        .upper = true,
+        .m = n_in,
+        .n = n_in,
+        .k = n,
+        .alpha = 1,
+        .a = x,
+        .b = x,
+        .a_stride = x_stride,
+        .b_stride = x_stride,
+        .c = ls->batch,
+        .c_stride = n_in,
+    };
+    dense_product(ls->team, &p);
     for (size_t i = 0; i < n_in; i++)
         for (size_t j = i; j < n_in; j++)
             sums->xx[i * n_in + j] += ls->batch[i * n_in + j];
     if (!ls->n_out)
         return;
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)ls->n_out, (blasint)n_in,
-                (blasint)n, 1.0f, y, (blasint)y_stride, x, (blasint)x_stride, 0.0f, ls->batch,
-                (blasint)n_in);
+    p.upper = false;
+    p.m = ls->n_out;
+    p.a = y;
+    p.a_stride = y_stride;
+    dense_product(ls->team, &p);
     for (size_t i = 0; i < ls->n_out * n_in; i++)
         sums->yx[i] += ls->batch[i];
     for (size_t r = 0; r < n; r++)
@@ -166,29 +177,50 @@ static double share_left(struct solver *s, const struct row_sums *sums)
     return yy > 0 ? 1 + left / yy : 0;
 }
 
-/* Goes up the ridges as long as that helps the held rows. */
-static int choose_ridge(struct solver *s, struct least_squares_result *result, struct error *err)
+static const double RIDGES[] = {1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1, 3, 10};
+#define N_RIDGES (sizeof(RIDGES) / sizeof(RIDGES[0]))
+
+static int try_ridge(struct solver *s, size_t i, struct least_squares_result *best,
+                     bool *ret_better, struct error *err)
 {
-    static const double RIDGES[] = {1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1, 3, 10};
     const struct row_sums *judge = s->ls->held.n_rows ? &s->ls->held : &s->ls->fitted;
-    result->residual = INFINITY;
-    for (size_t i = 0; i < sizeof(RIDGES) / sizeof(RIDGES[0]); i++) {
-        int rc = solve(s, RIDGES[i], err);
-        if (rc)
-            return rc;
-        double share = share_left(s, judge);
-        if (share > result->residual)
-            break;
-        *result = (struct least_squares_result){RIDGES[i], share};
-        double *swap = s->best;
-        s->best = s->map;
-        s->map = swap;
-    }
+    int rc = solve(s, RIDGES[i], err);
+    if (rc)
+        return rc;
+    double share = share_left(s, judge);
+    *ret_better = share < best->residual;
+    if (!*ret_better)
+        return 0;
+    *best = (struct least_squares_result){RIDGES[i], share};
+    double *swap = s->best;
+    s->best = s->map;
+    s->map = swap;
     return 0;
 }
 
-int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, float *map,
-                        struct least_squares_result *ret_result, struct error *err)
+/* Goes up from `start` as long as that helps the held rows, or down where up does not help at all:
+ * the error has one least as a function of the ridge. */
+static int choose_ridge(struct solver *s, double start, struct least_squares_result *result,
+                        struct error *err)
+{
+    size_t first = 0;
+    bool better;
+    result->residual = INFINITY;
+    while (first + 1 < N_RIDGES && RIDGES[first] < start)
+        first++;
+    int rc = try_ridge(s, first, result, &better, err);
+    for (size_t i = first + 1; rc == 0 && better && i < N_RIDGES; i++)
+        rc = try_ridge(s, i, result, &better, err);
+    if (result->ridge > RIDGES[first])
+        return rc;
+    better = true;
+    for (size_t i = first; rc == 0 && better && i-- > 0;)
+        rc = try_ridge(s, i, result, &better, err);
+    return rc;
+}
+
+int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, double start,
+                        float *map, struct least_squares_result *ret_result, struct error *err)
 {
     size_t n = (end - begin) * ls->n_in;
     _cleanup_mem_ double *xx = mem_array(ls->n_in * ls->n_in, sizeof(double));
@@ -196,7 +228,9 @@ int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end
     struct solver s = {ls, begin, end - begin, xx, maps, maps + n};
     if (!xx || !maps)
         return error_memory(err, "least squares", ls->n_in * ls->n_in * sizeof(double));
-    int rc = choose_ridge(&s, ret_result, err);
+    blas_begin();
+    int rc = choose_ridge(&s, start, ret_result, err);
+    blas_end();
     for (size_t i = 0; rc == 0 && i < n; i++)
         map[i] += (float)s.best[i];
     return rc;
@@ -222,8 +256,10 @@ int top_eigenvectors(double *a, size_t n, size_t k, float *ret_vectors, double *
     _cleanup_mem_ lapack_int *iwork = mem_array((size_t)iwork_size, sizeof(lapack_int));
     if (!values || !work || !iwork)
         return error_memory(err, "eigenvectors", (size_t)work_size * sizeof(double));
+    blas_begin();
     LAPACK_dsyevd(&vectors, &lower, &size, a, &size, values, work, &work_size, iwork, &iwork_size,
                   &info);
+    blas_end();
     if (info)
         return error_set(err, ERROR_INTERNAL, "eigenvectors of %zu channels do not converge", n);
     double kept = 0;

@@ -1,21 +1,22 @@
 /* Ridge regression over streamed rows, and the other dense algebra of reconstruction, on OpenBLAS
  * and its LAPACK. Sums run in float over a batch and in double over batches. One thread at a time;
- * BLAS uses as many as blas_threads said. Internal to engine/prune. */
+ * rows are added by a team, the rest is OpenBLAS's, with threads of its own.
+ * Internal to engine/prune. */
 #ifndef OVERFILL_ENGINE_PRUNE_LEAST_SQUARES_H
 #define OVERFILL_ENGINE_PRUNE_LEAST_SQUARES_H
 
 #include "engine/base/error.h"
+#include "engine/prune/dense.h"
 
 #include <stdbool.h>
 #include <stddef.h>
-
-void blas_threads(unsigned n);
 
 /* Minimises sum |y - A x|^2 + ridge * sum_i (sum x_i^2) |A_i|^2 over A [n_out][n_in]. The ridge is
  * the one with the least error on rows held back: a twin is sixty fits, one on the results of the
  * other, and each bends a little to the rows it knows, so the errors of these say little of other
  * text. */
 struct least_squares {
+    struct team *team; /* the caller's, or NULL */
     size_t n_in, n_out;
     struct row_sums {
         size_t n_rows;
@@ -27,7 +28,8 @@ struct least_squares {
 };
 
 /* n_out 0: only fitted.xx. */
-int least_squares_open(size_t n_in, size_t n_out, struct least_squares *ret_ls, struct error *err);
+int least_squares_open(struct team *team, size_t n_in, size_t n_out, struct least_squares *ret_ls,
+                       struct error *err);
 void least_squares_close(struct least_squares *ls); /* a zeroed one is fine */
 /* rows of x [n][n_in] and y [n][n_out], x_stride and y_stride floats apart; y NULL if n_out is 0.
  */
@@ -39,10 +41,11 @@ struct least_squares_result {
     double
         residual; /* share of sum(y^2) that is left of the held rows (of the fitted without any) */
 };
-/* Adds the map of outputs [begin, end) to map [end - begin][n_in]. ERROR_INTERNAL when the rows
- * span too little to be solved for. */
-int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, float *map,
-                        struct least_squares_result *ret_result, struct error *err);
+/* Adds the map of outputs [begin, end) to map [end - begin][n_in]. start: a ridge to look around,
+ * as of a fit much like this one; 0: none is known. ERROR_INTERNAL when the rows span too little to
+ * be solved for. */
+int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, double start,
+                        float *map, struct least_squares_result *ret_result, struct error *err);
 
 /* The upper triangle u of a = u^T u, over a's (its lower triangle is left as it is). ERROR_INTERNAL
  * if a, a sum of x x^T, spans too little. */

@@ -59,7 +59,7 @@ static int put_mapped(struct reconstruct *r, uint32_t layer, const char *what,
         return error_memory(err, what, n_rows * r->hidden * sizeof(float));
     for (size_t i = 0; index && i < n_rows; i++) /* ascending: never over a row yet to be read */
         memmove(w + i * full, w + index[i] * full, full * sizeof(float));
-    turn(w, n_rows, full, map, r->hidden, mapped);
+    turn(r, w, n_rows, full, map, r->hidden, mapped);
     return put(r, layer, what, mapped, n_rows, ls, err);
 }
 
@@ -107,7 +107,7 @@ static void find_drift(const struct reconstruct *r, struct batch batch, const fl
 {
     size_t full = r->full_params->hidden;
     size_t n = answer_rows(r->samples, batch);
-    turn(full_rows, n, full, r->basis, r->hidden, drift);
+    turn(r, full_rows, n, full, r->basis, r->hidden, drift);
     cblas_saxpy((blasint)(n * r->hidden), -1.0f, r->x + first_answer(r, batch) * r->hidden, 1,
                 drift, 1);
 }
@@ -165,8 +165,9 @@ static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls
     if (!map)
         return error_memory(err, "input map", n * sizeof(float));
     struct least_squares_result result;
-    int rc = least_squares_solve(ls, 0, ls->n_out, map, &result, err);
+    int rc = least_squares_solve(ls, 0, ls->n_out, r->ridges.qkv, map, &result, err);
     r->layers[l].qkv = result.residual;
+    r->ridges.qkv = result.ridge;
     if (rc == 0)
         rc = put_mapped(r, l, "attn_q.weight", t->q, NULL, t->q->dims[1], map, ls, err);
     if (rc == 0)
@@ -185,7 +186,9 @@ static int rebuild_qkv(struct reconstruct *r, uint32_t l, const struct layer_ten
     struct tensor k = {0};
     struct tensor v = {0};
     bool solved = is_solved(r, l, "attn_v.weight");
-    int rc = solved ? 0 : least_squares_open(r->hidden, r->full_params->hidden, &ls, err);
+    int rc = solved
+                 ? 0
+                 : least_squares_open(r->reader.team, r->hidden, r->full_params->hidden, &ls, err);
     if (rc == 0)
         rc = read_full(r, l, solved ? NULL : &ls, err);
     if (rc == 0 && !solved)
@@ -242,8 +245,8 @@ static void keep_inner(struct reconstruct *r, struct batch batch, enum forward_b
 
 /* W = argmin |step - W' inner| + argmin |drift - W'' inner|, to the store. */
 static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
-                       const struct least_squares *ls, struct write_report *report,
-                       struct error *err)
+                       const struct least_squares *ls, struct write_ridges *ridges,
+                       struct write_report *report, struct error *err)
 {
     size_t h = r->hidden;
     _cleanup_mem_ float *w = mem_calloc(h * ls->n_in, sizeof(float));
@@ -251,22 +254,23 @@ static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
     struct least_squares_result drift;
     if (!w)
         return error_memory(err, what, h * ls->n_in * sizeof(float));
-    int rc = least_squares_solve(ls, 0, h, w, &step, err);
+    int rc = least_squares_solve(ls, 0, h, ridges->step, w, &step, err);
     if (rc == 0)
-        rc = least_squares_solve(ls, h, 2 * h, w, &drift, err);
+        rc = least_squares_solve(ls, h, 2 * h, ridges->drift, w, &drift, err);
     if (rc)
         return rc;
+    *ridges = (struct write_ridges){step.ridge, drift.ridge};
     *report = (struct write_report){step.residual, drift.residual, step.ridge, drift.ridge};
     return put(r, l, what, w, h, ls, err);
 }
 
 /* The twin writes: x += W inner. */
 static int finish_write(struct reconstruct *r, uint32_t l, const char *what,
-                        const struct least_squares *ls, struct write_report *report,
-                        struct error *err)
+                        const struct least_squares *ls, struct write_ridges *ridges,
+                        struct write_report *report, struct error *err)
 {
     struct tensor t;
-    int rc = ls ? solve_write(r, l, what, ls, report, err) : 0;
+    int rc = ls ? solve_write(r, l, what, ls, ridges, report, err) : 0;
     if (rc == 0)
         rc = get(r, l, what, &t, err);
     if (rc)
@@ -275,7 +279,7 @@ static int finish_write(struct reconstruct *r, uint32_t l, const char *what,
     tensor_release(&t);
     if (!w)
         return -(int)err->code;
-    multiply(r->inner, r->samples->n_answer, r->inner_width, w, r->hidden, 1.0f, r->x);
+    multiply(r, r->inner, r->samples->n_answer, r->inner_width, w, r->hidden, 1.0f, r->x);
     return 0;
 }
 
@@ -285,7 +289,8 @@ static int rebuild_o(struct reconstruct *r, uint32_t l, struct error *err)
     struct least_squares ls = {0};
     bool solved = is_solved(r, l, "attn_output.weight");
     size_t width = (size_t)r->full_params->n_heads * r->full_params->head_dim;
-    int rc = solved ? 0 : least_squares_open(width, 2 * (size_t)r->hidden, &ls, err);
+    int rc =
+        solved ? 0 : least_squares_open(r->reader.team, width, 2 * (size_t)r->hidden, &ls, err);
     struct batch batch = reader_batch(r->samples, 0);
     for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
         reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
@@ -296,7 +301,8 @@ static int rebuild_o(struct reconstruct *r, uint32_t l, struct error *err)
             add_write(r, batch, r->middle + first_answer(r, batch) * r->full_params->hidden, &ls);
     }
     if (rc == 0)
-        rc = finish_write(r, l, "attn_output.weight", solved ? NULL : &ls, &r->layers[l].o, err);
+        rc = finish_write(r, l, "attn_output.weight", solved ? NULL : &ls, &r->ridges.o,
+                          &r->layers[l].o, err);
     least_squares_close(&ls);
     return rc;
 }
@@ -354,8 +360,9 @@ static int solve_gate_up(struct reconstruct *r, uint32_t l, struct least_squares
     if (!map || !index)
         return error_memory(err, "input map", n * sizeof(float));
     struct least_squares_result result;
-    int rc = least_squares_solve(ls, 0, ls->n_out, map, &result, err);
+    int rc = least_squares_solve(ls, 0, ls->n_out, r->ridges.gate_up, map, &result, err);
     r->layers[l].gate_up = result.residual;
+    r->ridges.gate_up = result.ridge;
     if (rc == 0)
         rc = choose_channels(r, l, t, index, err);
     if (rc == 0)
@@ -373,7 +380,9 @@ static int rebuild_gate_up(struct reconstruct *r, uint32_t l, const struct layer
     struct tensor gate = {0};
     struct tensor up = {0};
     bool solved = is_solved(r, l, "ffn_up.weight");
-    int rc = solved ? 0 : least_squares_open(r->hidden, r->full_params->hidden, &ls, err);
+    int rc = solved
+                 ? 0
+                 : least_squares_open(r->reader.team, r->hidden, r->full_params->hidden, &ls, err);
     struct batch batch = reader_batch(r->samples, 0);
     for (; rc == 0 && !solved && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
         reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
@@ -402,7 +411,8 @@ static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
     size_t full = r->full_params->hidden;
     struct least_squares ls = {0};
     bool solved = is_solved(r, l, "ffn_down.weight");
-    int rc = solved ? 0 : least_squares_open(r->mlp, 2 * (size_t)r->hidden, &ls, err);
+    int rc =
+        solved ? 0 : least_squares_open(r->reader.team, r->mlp, 2 * (size_t)r->hidden, &ls, err);
     struct batch batch = reader_batch(r->samples, 0);
     for (; rc == 0 && batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
         reader_begin(&r->reader, r->twin, batch, READ_ANSWER, r->x);
@@ -418,7 +428,8 @@ static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
         add_write(r, batch, full_rows, &ls);
     }
     if (rc == 0)
-        rc = finish_write(r, l, "ffn_down.weight", solved ? NULL : &ls, &r->layers[l].down, err);
+        rc = finish_write(r, l, "ffn_down.weight", solved ? NULL : &ls, &r->ridges.down,
+                          &r->layers[l].down, err);
     least_squares_close(&ls);
     return rc;
 }
@@ -472,7 +483,7 @@ int rebuild_layer(struct reconstruct *r, uint32_t l, struct error *err)
     model_drop_layers(r->twin);
     int rc = put_vectors(r, l, &t, err);
     if (rc == 0 && choose)
-        rc = least_squares_open(r->full_params->mlp, 0, &r->channels, err);
+        rc = least_squares_open(r->reader.team, r->full_params->mlp, 0, &r->channels, err);
     if (rc == 0)
         rc = model_pack_layer(r->twin, l, &vectors, err);
     if (rc == 0)

@@ -191,7 +191,7 @@ int reconstruct_run(const struct prune_options *options, const struct model_file
         .mlp = report->mlp,
         .samples = samples,
     };
-    blas_threads(system_cpu_count());
+    blas_end();
     int rc = open_all(&r, err);
     if (rc == 0)
         rc = rebuild(&r, err);

@@ -42,6 +42,13 @@ struct reconstruct {
     float *scale;  /* [READER_ROWS] */
     struct least_squares channels; /* the full model's MLP hidden, for choose_inputs */
 
+    struct {
+        double qkv, gate_up;
+        struct write_ridges {
+            double step, drift;
+        } o, down;
+    } ridges; /* of the layer before, near which this one's lie; 0: none yet */
+
     struct layer_report *layers; /* [n_layers] */
     double basis_share;          /* of the residual stream's energy */
     double head_residual;
@@ -62,10 +69,11 @@ void add_rows(const struct reconstruct *r, struct batch batch, struct least_squa
 /* Dequantised rows of a tensor. */
 float *load_matrix(const struct tensor *t, struct error *err);
 /* out [n][n_out] (+)= x [n][n_in] w [n_out][n_in]^T */
-void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
-              float *out);
+void multiply(const struct reconstruct *r, const float *x, size_t n, size_t n_in, const float *w,
+              size_t n_out, float add, float *out);
 /* out [n][n_out] = rows [n][n_in] map [n_in][n_out] */
-void turn(const float *rows, size_t n, size_t n_in, const float *map, size_t n_out, float *out);
+void turn(const struct reconstruct *r, const float *rows, size_t n, size_t n_in, const float *map,
+          size_t n_out, float *out);
 /* The rows of t, as wide as the full model, times map [full hidden][hidden], to the store. gram: of
  * the result's inputs, for round_matrix. */
 int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,

@@ -207,7 +207,9 @@ int round_matrix(enum tensor_type type, const float *w, size_t n_rows, size_t n_
     struct rounder r = {type, tensor_type_grid(type), n_rows, n_in, NULL, NULL, NULL, NULL};
     if (!gram || !r.grid)
         return tensor_quantize(type, w, n_rows * n_in, ret_blocks, err);
+    blas_begin();
     int rc = round_with_feedback(&r, w, gram, ret_blocks, err);
+    blas_end();
     rounder_close(&r);
     return rc;
 }

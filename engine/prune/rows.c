@@ -3,21 +3,38 @@
 #include "engine/base/mem.h"
 #include "engine/prune/reconstruct.h"
 
-#include <cblas.h>
 #include <string.h>
 
-void multiply(const float *x, size_t n, size_t n_in, const float *w, size_t n_out, float add,
-              float *out)
+void multiply(const struct reconstruct *r, const float *x, size_t n, size_t n_in, const float *w,
+              size_t n_out, float add, float *out)
 {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)n, (blasint)n_out, (blasint)n_in,
-                1.0f, x, (blasint)n_in, w, (blasint)n_in, add, out, (blasint)n_out);
+    dense_product(r->reader.team, &(struct product){.b_turned = true,
+                                                    .m = n,
+                                                    .n = n_out,
+                                                    .k = n_in,
+                                                    .alpha = 1,
+                                                    .beta = add,
+                                                    .a = x,
+                                                    .b = w,
+                                                    .a_stride = n_in,
+                                                    .b_stride = n_in,
+                                                    .c = out,
+                                                    .c_stride = n_out});
 }
 
-void turn(const float *rows, size_t n, size_t n_in, const float *map, size_t n_out, float *out)
+void turn(const struct reconstruct *r, const float *rows, size_t n, size_t n_in, const float *map,
+          size_t n_out, float *out)
 {
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (blasint)n, (blasint)n_out,
-                (blasint)n_in, 1.0f, rows, (blasint)n_in, map, (blasint)n_out, 0.0f, out,
-                (blasint)n_out);
+    dense_product(r->reader.team, &(struct product){.m = n,
+                                                    .n = n_out,
+                                                    .k = n_in,
+                                                    .alpha = 1,
+                                                    .a = rows,
+                                                    .b = map,
+                                                    .a_stride = n_in,
+                                                    .b_stride = n_out,
+                                                    .c = out,
+                                                    .c_stride = n_out});
 }
 
 float *load_matrix(const struct tensor *t, struct error *err)
@@ -48,7 +65,7 @@ int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, 
     for (size_t i = 0; i < n_rows; i += TURN_ROWS) {
         size_t n = n_rows - i < TURN_ROWS ? n_rows - i : TURN_ROWS;
         tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, rows);
-        turn(rows, n, full, map, r->hidden, turned + i * r->hidden);
+        turn(r, rows, n, full, map, r->hidden, turned + i * r->hidden);
     }
     return twin_store_put(r->store, name, (enum tensor_type)r->options->type, turned, n_rows,
                           r->hidden, gram, err);

@@ -13,7 +13,7 @@
 #define MIN_SAMPLE_TOKENS 64
 #define MIN_ANSWER_TOKENS 16
 /* Every so many samples one is held back, once there are so many. */
-#define HOLD_EVERY 12
+#define HOLD_EVERY 16
 /* Estimates for choosing documents before any is tokenised. */
 #define BYTES_PER_TOKEN 4
 /* A document of so many bytes fills a sample. */

@@ -53,14 +53,14 @@ static void least_squares_finds_the_map(void **state)
         struct least_squares_result result;
         float found[N_OUT * N_IN] = {0};
         make_rows(x, y, map, spreads[s]);
-        assert_int_equal(least_squares_open(N_IN, N_OUT, &ls, &err), 0);
+        assert_int_equal(least_squares_open(NULL, N_IN, N_OUT, &ls, &err), 0);
         for (size_t at = 0, n = 1; at < N_ROWS; at += n, n = n * 3 % 101 + 1) {
             n = n < N_ROWS - at ? n : N_ROWS - at;
             least_squares_add(&ls, at > N_ROWS - 100, x + at * N_IN, N_IN, y + at * N_OUT, N_OUT,
                               n);
         }
         assert_int_equal(ls.fitted.n_rows + ls.held.n_rows, N_ROWS);
-        assert_int_equal(least_squares_solve(&ls, 0, N_OUT, found, &result, &err), 0);
+        assert_int_equal(least_squares_solve(&ls, 0, N_OUT, 0, found, &result, &err), 0);
         for (size_t i = 0; i < (size_t)N_OUT * N_IN; i++)
             assert_true(fabsf(found[i] - map[i]) < (s ? 0.15f : 3e-3f));
         /* the noise has variance 0.5, y's signal N_IN * 0.5 * 0.5 */
@@ -84,7 +84,7 @@ static void ridge_is_what_helps_unknown_rows(void **state)
     struct least_squares_result noisy;
     struct least_squares_result plain;
     struct error err;
-    assert_int_equal(least_squares_open(N, 2, &ls, &err), 0);
+    assert_int_equal(least_squares_open(NULL, N, 2, &ls, &err), 0);
     for (int r = 0; r < ROWS; r++) {
         for (int i = 0; i < N; i++)
             x[r * N + i] = noise(&seed);
@@ -92,8 +92,8 @@ static void ridge_is_what_helps_unknown_rows(void **state)
         y[r * 2 + 1] = x[r * N + 5];
         least_squares_add(&ls, r % 3 == 0, x + r * N, N, y + r * 2, 2, 1);
     }
-    assert_int_equal(least_squares_solve(&ls, 0, 1, map, &noisy, &err), 0);
-    assert_int_equal(least_squares_solve(&ls, 1, 2, clear, &plain, &err), 0);
+    assert_int_equal(least_squares_solve(&ls, 0, 1, 3, map, &noisy, &err), 0);
+    assert_int_equal(least_squares_solve(&ls, 1, 2, 1, clear, &plain, &err), 0);
     assert_true(noisy.ridge >= 1);
     assert_true(noisy.residual > 0.9 && noisy.residual < 1.2);
     assert_true(plain.ridge < 0.01);

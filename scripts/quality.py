@@ -40,6 +40,12 @@ TASKS = (
     Task("arc_challenge", "choices", "eval/arc_challenge.jsonl", 200),
 )
 N_PROMPT_DOCUMENTS = 16
+# quickstart's twin, and what it may be calibrated on: (hidden, MLP, type), answers to scripts/questions.txt
+QUICKSTART = (512, 1280, "q4_1")
+OWN_TEXT_OPTIONS = ("--questions", "scripts/questions.txt", "--seed", "1", "--temperature", "0.8", "--max-tokens", "320")
+FORTUNES = pathlib.Path("/usr/share/games/fortunes")  # Debian's package fortunes: sayings, verses, passages
+CALIBRATION_TOKENS = 32768
+ANSWERS = Task("answers", "answers", "prompts/mt_bench.jsonl", 80)
 
 
 def say(text: str) -> None:
@@ -82,16 +88,19 @@ class Work:
         return done.stdout, time.monotonic() - begin, cpu
 
     def twin(self, hidden: int, mlp: int, method: str) -> dict:
-        out = self.folder / f"twin-{hidden}-{mlp}-{method}.gguf"
         calibration = self.shared / "data/train/t0.train.jsonl.gz"
-        command = ["prune", "--model", self.model, "--out", out, "--method", method, "--hidden", hidden, "--mlp", mlp,
-                   "--type", "q8_0", "--calibration", calibration]
-        command += ["--tokens", 16384] if self.quick else []
-        recipe = json.dumps([str(part) for part in command] + [self.model_hash, self.pruner_hash])
+        return self.make_twin(f"twin-{hidden}-{mlp}-{method}", method, calibration,
+                              ["--method", method, "--hidden", hidden, "--mlp", mlp, "--type", "q8_0",
+                               *(["--tokens", 16384] if self.quick else [])])
+
+    def make_twin(self, name: str, method: str, calibration: pathlib.Path, options: list) -> dict:
+        out = self.folder / f"{name}.gguf"
+        command = ["prune", "--model", self.model, "--out", out, "--calibration", calibration, *options]
+        recipe = json.dumps([str(part) for part in command] + [self.model_hash, self.pruner_hash, hash_of(calibration)])
         note = out.with_suffix(".json")
         kept = json.loads(note.read_text()) if note.exists() and out.exists() else {}
         if self.fresh or kept.get("recipe") != recipe:
-            say(f"prune {method} {hidden}/{mlp}")
+            say(f"prune {name}")
             _, wall, cpu = self.run(command, is_long=True)
             kept = {"recipe": recipe, "seconds": wall, "cpu_seconds": cpu, "hash": hash_of(out),
                     "bytes": out.stat().st_size, "shape": self.shape_of(out)}
@@ -169,6 +178,36 @@ def run_prompts(work: Work, twin: dict) -> list:
     return found
 
 
+def calibrations_of(work: Work) -> dict:
+    """name: file. What the model writes by itself, and a Debian package's text if it is installed."""
+    own = work.folder / "own.jsonl"
+    if work.fresh or not own.exists():
+        say("the model answers scripts/questions.txt")
+        own.write_text(work.run(["generate", "--model", work.model, *OWN_TEXT_OPTIONS], is_long=True)[0])
+    found = {"its own answers": own}
+    if FORTUNES.is_dir():
+        text = work.folder / "fortunes.txt"
+        text.write_text("".join(path.read_text(errors="replace") for path in sorted(FORTUNES.iterdir())
+                                if path.is_file() and not path.suffix))
+        found["Debian's fortunes"] = text
+    else:
+        say(f"{FORTUNES} is missing (package fortunes): no twin calibrated on it")
+    return found
+
+
+def run_calibrations(work: Work) -> list:
+    """quickstart's twin by each calibration: its answers as the full model sees them, and documents."""
+    hidden, mlp, tensor_type = QUICKSTART
+    found = [{"name": "full model", "answers": work.evaluate("full model", ANSWERS, "full"), "nll": None}]
+    for number, (name, path) in enumerate(calibrations_of(work).items()):
+        twin = work.make_twin(f"chat-{number}", "reconstruct", path,
+                              ["--hidden", hidden, "--mlp", mlp, "--type", tensor_type, "--tokens", CALIBRATION_TOKENS])
+        found.append({"name": name, "seconds": twin["seconds"],
+                      "answers": work.evaluate(name, ANSWERS, "overfill", twin["path"]),
+                      "nll": work.evaluate(name, TASKS[0], "overfill", twin["path"])})
+    return found
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/quality")
     parser.add_argument("--model", type=pathlib.Path, required=True)
@@ -192,9 +231,11 @@ def main() -> None:
                  for method in METHODS]
         rows = run_table(work, twins)
         prompts = run_prompts(work, next(twin for twin in twins if twin["method"] == "reconstruct"))
+        calibrations = [] if args.quick else run_calibrations(work)
         results.write_text(json.dumps({
             "date": datetime.date.today().isoformat(), "model": args.model.stem, "cpu_seconds": work.cpu_seconds,
-            "twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": rows, "prompts": prompts}))
+            "twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": rows, "prompts": prompts,
+            "calibrations": calibrations}))
         say(f"{(time.monotonic() - begin) / 60:.1f} minutes, of them measuring {work.cpu_seconds / 60:.1f} minutes of CPU")
     if not results.exists():
         sys.exit(f"error: {results} is missing; scripts/quality without --report makes it")

@@ -314,6 +314,31 @@ OverFill minus the twin alone (NLL and KL: less is better; BoolQ with the decode
 
 KL won by OverFill over the twin alone ({'/'.join(map(str, result['twins'][0]['shape']))} reconstruct, {prompts[0]['overfill']['n']} documents,
 {prompts[0]['overfill']['score_tokens']} tokens scored), by prompt tokens: {gains}.
+{calibration_section(result.get("calibrations", []))}"""
+
+
+def calibration_section(calibrations: list) -> str:
+    """quickstart's twin: which text to calibrate on."""
+    if not calibrations:
+        return ""
+    head = ["calibrated on", "KL on documents", "agree, %", "NLL of its answers by the full model",
+            "its tokens the full model's choice, %", "distinct-3", "answers that end, %", "made in, s"]
+    lines = []
+    for c in calibrations:
+        nll, answers = c["nll"], c["answers"]
+        lines.append([c["name"] if nll else "(the full model itself)",
+                      cell(nll, "kl", False) if nll else "", cell(nll, "agree", True) if nll else "",
+                      cell(answers, "nll", False), cell(answers, "agree", True), cell(answers, "distinct_3", False),
+                      cell(answers, "ends", True), f"{c['seconds']:.0f}" if nll else ""])
+    first = calibrations[-1]["answers"]
+    return f"""
+## What quickstart's twin is calibrated on
+
+512/1280 in q4_1, the twin that `scripts/quickstart` makes, by two texts that need no data set: the model's own answers to
+`scripts/questions.txt` (seeded sampling, through the chat template) and the sayings and passages of Debian's package
+`fortunes`. Answers: greedy, {first['score_tokens']} tokens at most, to the first turns of {first['n']} MT-Bench questions.
+
+{table(head, lines)}
 """
 
 

@@ -5,36 +5,37 @@
 
 #include <string.h>
 
+/* out = add * out + x w, or x w^T if w is turned. */
+static void rows_times(const struct reconstruct *r, const float *x, size_t n, size_t n_in,
+                       const float *w, bool turned, size_t n_out, float add, float *out)
+{
+    const struct product product = {
+        .b_turned = turned,
+        .m = n,
+        .n = n_out,
+        .k = n_in,
+        .alpha = 1,
+        .beta = add,
+        .a = x,
+        .b = w,
+        .a_stride = n_in,
+        .b_stride = turned ? n_in : n_out,
+        .c = out,
+        .c_stride = n_out,
+    };
+    dense_product(r->reader.team, &product);
+}
+
 void multiply(const struct reconstruct *r, const float *x, size_t n, size_t n_in, const float *w,
               size_t n_out, float add, float *out)
 {
-    dense_product(r->reader.team, &(struct product){.b_turned = true,
-                                                    .m = n,
-                                                    .n = n_out,
-                                                    .k = n_in,
-                                                    .alpha = 1,
-                                                    .beta = add,
-                                                    .a = x,
-                                                    .b = w,
-                                                    .a_stride = n_in,
-                                                    .b_stride = n_in,
-                                                    .c = out,
-                                                    .c_stride = n_out});
+    rows_times(r, x, n, n_in, w, true, n_out, add, out);
 }
 
 void turn(const struct reconstruct *r, const float *rows, size_t n, size_t n_in, const float *map,
           size_t n_out, float *out)
 {
-    dense_product(r->reader.team, &(struct product){.m = n,
-                                                    .n = n_out,
-                                                    .k = n_in,
-                                                    .alpha = 1,
-                                                    .a = rows,
-                                                    .b = map,
-                                                    .a_stride = n_in,
-                                                    .b_stride = n_out,
-                                                    .c = out,
-                                                    .c_stride = n_out});
+    rows_times(r, rows, n, n_in, map, false, n_out, 0, out);
 }
 
 float *load_matrix(const struct tensor *t, struct error *err)

@@ -181,6 +181,8 @@ void answer_write_end(struct job *job)
         buf_append(out, job->prefix.data, job->prefix.len);
         buf_append_str(out, "],\"usage\":");
         answer_write_usage(out, job, true);
+        buf_append_str(out, ",\"timings\":");
+        answer_write_timings(out, job);
         buf_append_str(out, "}\n\n");
     }
     buf_append_str(out, "data: [DONE]\n\n");

@@ -99,9 +99,9 @@ static const struct field FIELDS[] = {
     {"add_generation_prompt", ON_TOKENIZE, FIELD_BOOL, AT(add_generation_prompt), .preset = "true",
      .help = "With `messages`: open the answer's turn; false is not supported."},
     {"with_pieces", ON_TOKENIZE, FIELD_BOOL, AT(with_pieces), .preset = "false",
-     .help = "Also each token's text."},
+     .help = "Each of `tokens` is `{\"id\", \"piece\"}`; bytes where the text is not UTF-8."},
     {"return_token_strs", ON_TOKENIZE, FIELD_BOOL, AT(return_token_strs), .preset = "false",
-     .help = "vLLM's name for `with_pieces`."},
+     .help = "Also each token's text, in `token_strs`."},
 
     /* How much, and how it is told. */
     {"stream", ON_GENERATE, FIELD_BOOL, AT(stream), .preset = "false",

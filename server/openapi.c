@@ -105,7 +105,8 @@ static const char SCHEMAS[] =
     ",'ModelList':" OBJECT("'object','data'", "'object':{'const':'list'}"
         ",'data':{'type':'array','items':{'$ref':'#/components/schemas/Model'}}")
     ",'Tokens':" OBJECT("'count','max_model_len','tokens'", "'count':" UINT ",'max_model_len':"
-        UINT ",'tokens':{'type':'array','items':" UINT "},'token_strs':{'type':['array'"
+        UINT ",'tokens':{'type':'array','items':{'anyOf':[" UINT "," OBJECT("'id','piece'", "'id':"
+            UINT ",'piece':{'type':['string','array']}") "]}},'token_strs':{'type':['array'"
         ",'null']}")
     ",'Text':" OBJECT("'prompt','content'", "'prompt':" STRING ",'content':" STRING)
     ",'TokenizerInfo':" OBJECT("'tokenizer_class','chat_template','bos_token','eos_token'",

@@ -71,39 +71,67 @@ static int encode_text(const struct engine *engine, const struct params *p, stru
     return 0;
 }
 
-static void write_pieces(struct buf *out, const struct tokenizer *tokenizer,
-                         const struct token_list *list)
+/* vLLM's: what is not UTF-8 by itself shows as U+FFFD. */
+static void write_strings(struct buf *out, const struct tokenizer *tokenizer,
+                          const struct token_list *list)
 {
     for (size_t i = 0; i < list->n; i++) {
         size_t len = 0;
         const char *piece = tokenizer_piece(tokenizer, list->ids[i], &len);
-        if (i > 0)
-            buf_append(out, ",", 1);
+        buf_append_str(out, i ? "," : "[");
         json_write_string(out, piece, len);
     }
+    buf_append_str(out, list->n ? "]" : "[]");
+}
+
+static bool is_utf8(const char *text, size_t len)
+{
+    size_t n;
+
+    for (; len && (n = utf8_char_len(text, len)); text += n)
+        len -= n;
+    return len == 0;
+}
+
+/* llama-server's {"id", "piece"}: the text, or its bytes where they are not UTF-8 by themselves. */
+static void write_piece(struct buf *out, const struct tokenizer *tokenizer, int32_t id)
+{
+    size_t len = 0;
+    const char *piece = tokenizer_piece(tokenizer, id, &len);
+
+    buf_printf(out, "{\"id\":%d,\"piece\":", id);
+    if (is_utf8(piece, len)) {
+        json_write_string(out, piece, len);
+    } else {
+        for (size_t i = 0; i < len; i++)
+            buf_printf(out, "%c%u", i ? ',' : '[', (unsigned)(unsigned char)piece[i]);
+        buf_append(out, "]", 1);
+    }
+    buf_append(out, "}", 1);
 }
 
 static void write_tokens(struct buf *out, const struct engine *engine,
-                         const struct token_list *list, bool with_pieces)
+                         const struct token_list *list, const struct params *p)
 {
+    const struct tokenizer *tokenizer = engine_tokenizer(engine);
     struct engine_info info;
 
     engine_get_info(engine, &info);
-    buf_reserve(out, list->n * (with_pieces ? 16 : 8) + 128);
+    buf_reserve(out, list->n * (p->with_pieces || p->return_token_strs ? 16 : 8) + 128);
     buf_printf(out, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", list->n, info.context);
     for (size_t i = 0; i < list->n; i++) {
         if (i > 0)
             buf_append(out, ",", 1);
-        json_write_uint(out, (uint64_t)list->ids[i]);
+        if (p->with_pieces)
+            write_piece(out, tokenizer, list->ids[i]);
+        else
+            json_write_uint(out, (uint64_t)list->ids[i]);
     }
     buf_append_str(out, "],\"token_strs\":");
-    if (with_pieces) {
-        buf_append(out, "[", 1);
-        write_pieces(out, engine_tokenizer(engine), list);
-        buf_append(out, "]", 1);
-    } else {
+    if (p->return_token_strs)
+        write_strings(out, tokenizer, list);
+    else
         buf_append_str(out, "null");
-    }
     buf_append(out, "}", 1);
 }
 
@@ -115,7 +143,7 @@ static int tokenize(const struct engine *engine, struct params *p, struct buf *o
         p->messages ? encode_messages(engine, p, &list, e) : encode_text(engine, p, &list, e);
 
     if (result == 0)
-        write_tokens(out, engine, &list, p->with_pieces || p->return_token_strs);
+        write_tokens(out, engine, &list, p);
     token_list_free(&list);
     return result;
 }

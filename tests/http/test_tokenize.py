@@ -7,8 +7,13 @@ import pytest
 def test_both_wordings_give_the_same_ids(server):
     text = "one two é🙂 <|im_end|>"
     vllm = server.post("/tokenize", {"prompt": text, "add_special_tokens": False, "model": server.model})
-    llama = server.post("/tokenize", {"content": text, "with_pieces": True})
+    llama = server.post("/tokenize", {"content": text})
     assert vllm.json["tokens"] == llama.json["tokens"]
+    pieces = server.post("/tokenize", {"content": text, "with_pieces": True}).json["tokens"]
+    assert [p["id"] for p in pieces] == vllm.json["tokens"]
+    as_bytes = [p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"])
+                for p in pieces]
+    assert b"".join(as_bytes).decode() == text
     assert vllm.json["count"] == len(vllm.json["tokens"]) and vllm.json["max_model_len"] > 0
     back = server.post("/detokenize", {"tokens": vllm.json["tokens"]}).json
     assert back["prompt"] == back["content"] == text

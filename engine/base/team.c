@@ -16,14 +16,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Pauses before an idle thread sleeps (about 20 us), and before one that waits within a pass offers
- * its CPU to others. */
-#define SPINS 600
+/* Pauses before an idle thread sleeps: some 10 us, and within a pass some 100, which outlasts the
+ * wait for the next phase but not another program's turn on the CPU. Never sched_yield: it gives up
+ * the whole turn, and on a busy machine the next one is far away. */
+#define SPINS 500
+#define SPINS_IN_PASS 5000
+
+/* Runs that a phase's units are cut into at most, one for each member. */
+#define MAX_RUNS 64
 
 struct crew {
     bool may_spin;
     bool is_private;
-    unsigned n_members;
+    atomic_uint n_members; /* whole before any team runs */
     struct team
         *teams[CREW_MAX_TEAMS]; /* [n_teams]; entries are written before n_teams counts them */
     atomic_uint n_teams;
@@ -42,6 +47,12 @@ struct team_thread {
     atomic_int tid; /* 0 until the thread runs */
 };
 
+/* Units that follow each other. Each member begins with a run of its own, so that it reads weights
+ * as they lie in memory, and goes on with those that others have not come to. */
+struct run {
+    _Alignas(64) atomic_ullong units; /* end << 32 | next */
+};
+
 struct team {
     struct crew *crew;
     unsigned n_threads;
@@ -51,11 +62,11 @@ struct team {
     struct team_thread *threads;
     atomic_bool stopping;
     atomic_bool in_pass;
-    /* The phase at hand. fn and context are written before the ticket's release store, and read
-     * only by those who took a unit from it, so never while they change. */
+    /* The phase at hand. fn and context are written before the runs' release stores, and read
+     * only by those who took a unit from one, so never while they change. */
     team_unit_fn *fn;
     void *context;
-    _Alignas(64) atomic_ullong ticket;  /* n_units << 32 | next unit */
+    struct run runs[MAX_RUNS];
     _Alignas(64) atomic_uint remaining; /* units not done; its releases publish the units' writes */
     atomic_bool leader_sleeps;
 };
@@ -77,32 +88,59 @@ static inline void pause_cpu(void)
 #endif
 }
 
-static bool claim(struct team *team, size_t *ret_unit)
+static bool claim_from(struct run *run, size_t *ret_unit)
 {
-    unsigned long long ticket = atomic_load_explicit(&team->ticket, memory_order_relaxed);
+    unsigned long long units = atomic_load_explicit(&run->units, memory_order_relaxed);
     do {
-        if ((uint32_t)ticket >= ticket >> 32)
+        if ((uint32_t)units >= units >> 32)
             return false;
-    } while (!atomic_compare_exchange_weak_explicit(&team->ticket, &ticket, ticket + 1,
+    } while (!atomic_compare_exchange_weak_explicit(&run->units, &units, units + 1,
                                                     memory_order_acq_rel, memory_order_relaxed));
-    *ret_unit = (uint32_t)ticket;
+    *ret_unit = (uint32_t)units;
     return true;
 }
 
-/* Takes and runs units until the phase has none left. False if it had none at all. */
-static bool work(struct team *team, unsigned member, bool only_one)
+static unsigned n_runs(const struct team *team)
+{
+    return team->crew->n_members < MAX_RUNS ? team->crew->n_members : MAX_RUNS;
+}
+
+/* The member's own run first: the leader's is the first. */
+static bool claim(struct team *team, unsigned member, size_t *ret_unit)
+{
+    unsigned n = n_runs(team);
+    unsigned first = (member + team->crew->n_members - team->first_member) % team->crew->n_members;
+    for (unsigned i = 0; i < n; i++)
+        if (claim_from(&team->runs[(first + i) % n], ret_unit))
+            return true;
+    return false;
+}
+
+/* Somebody with a claim on this thread has work for it. */
+struct call_back {
+    const struct team *team; /* its units go first; NULL: nobody's */
+    const atomic_bool *done;
+};
+
+static bool is_called_back(const struct call_back *call)
+{
+    return call->team && (atomic_load_explicit(&call->team->remaining, memory_order_relaxed) ||
+                          atomic_load_explicit(call->done, memory_order_relaxed));
+}
+
+/* Takes and runs units until the phase has none left, or the thread is called back after one. False
+ * if there was none at all. */
+static bool work(struct team *team, unsigned member, const struct call_back *call)
 {
     size_t unit;
-    bool any = false;
-    while (claim(team, &unit)) {
-        any = true;
+    unsigned n = 0;
+    while ((!n || !is_called_back(call)) && claim(team, member, &unit)) {
         team->fn(team->context, member, unit);
-        if (atomic_fetch_sub(&team->remaining, 1) == 1 && atomic_load(&team->leader_sleeps))
-            futex_wake_all(&team->remaining);
-        if (only_one)
-            break;
+        n++;
     }
-    return any;
+    if (n && atomic_fetch_sub(&team->remaining, n) == n && atomic_load(&team->leader_sleeps))
+        futex_wake_all(&team->remaining);
+    return n > 0;
 }
 
 static void wake_crew(struct crew *crew)
@@ -115,7 +153,7 @@ static void wake_crew(struct crew *crew)
 static void wait_for_units(struct team *team)
 {
     unsigned n;
-    for (unsigned i = 0; team->crew->may_spin && i < SPINS; i++) {
+    for (unsigned i = 0; team->crew->may_spin && i < SPINS_IN_PASS; i++) {
         if (atomic_load_explicit(&team->remaining, memory_order_acquire) == 0)
             return;
         pause_cpu();
@@ -138,10 +176,14 @@ void team_for(struct team *team, size_t n_units, team_unit_fn *fn, void *context
     team->fn = fn;
     team->context = context;
     atomic_store_explicit(&team->remaining, (unsigned)n_units, memory_order_relaxed);
-    atomic_store_explicit(&team->ticket, (unsigned long long)n_units << 32, memory_order_release);
-    if (!team->crew->may_spin)
-        wake_crew(team->crew);
-    work(team, team->first_member, false);
+    unsigned n = n_runs(team);
+    for (unsigned long long i = 0, begin = 0; i < n; i++) {
+        unsigned long long end = (i + 1) * n_units / n;
+        atomic_store_explicit(&team->runs[i].units, end << 32 | begin, memory_order_release);
+        begin = end;
+    }
+    wake_crew(team->crew);
+    work(team, team->first_member, &(struct call_back){0});
     wait_for_units(team);
 }
 
@@ -156,15 +198,16 @@ void team_end(struct team *team)
     atomic_store(&team->in_pass, false);
 }
 
-/* One unit for somebody: the own team first. */
-static bool help(struct team *own, unsigned member)
+/* Units of somebody: of the own team first. */
+static bool help(struct team *own, unsigned member, const atomic_bool *done)
 {
     struct crew *crew = own->crew;
+    const struct call_back call = {own, done};
     unsigned n = atomic_load_explicit(&crew->n_teams, memory_order_acquire);
-    if (work(own, member, true))
+    if (work(own, member, &(struct call_back){0}))
         return true;
     for (unsigned i = 0; i < n; i++)
-        if (crew->teams[i] != own && work(crew->teams[i], member, true))
+        if (crew->teams[i] != own && work(crew->teams[i], member, &call))
             return true;
     return false;
 }
@@ -186,16 +229,13 @@ static void help_until(struct team *own, unsigned member, const atomic_bool *don
 
     while (!atomic_load(done)) {
         unsigned epoch = atomic_load(&crew->epoch);
-        if (help(own, member)) {
+        if (help(own, member, done)) {
             idle = 0;
             continue;
         }
-        if (crew->may_spin && idle++ < SPINS) {
+        if (crew->may_spin && (idle < SPINS || (idle < SPINS_IN_PASS && any_in_pass(crew)))) {
+            idle++;
             pause_cpu();
-            continue;
-        }
-        if (crew->may_spin && any_in_pass(crew)) {
-            sched_yield();
             continue;
         }
         if (atomic_load(done))

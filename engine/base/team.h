@@ -2,6 +2,7 @@
  * thread that runs its passes; it cuts each phase of a pass into units (team_for) and takes units
  * itself. Who else takes some: the team's own helper threads, and any thread of the same crew whose
  * own team has nothing to do at that moment - an idle leader included, while it waits in team_wait.
+ * Each member begins with a run of neighbouring units, the same in every phase of equal size.
  * A phase ends when its units are done, not when every thread has come by, so a thread that is
  * busy elsewhere, or not scheduled, holds nobody up; a lent thread is back after one unit.
  *
@@ -25,8 +26,8 @@ struct team;
  */
 typedef void team_unit_fn(void *context, unsigned member, size_t unit);
 
-/* may_spin: idle threads stay awake for some microseconds and within passes; give
- * !system_has_cpu_quota(), since under a quota they would eat the workers' time. */
+/* may_spin: idle threads stay awake for some microseconds. False under a CPU quota and with more
+ * threads than CPUs, since they would eat the workers' time. */
 int crew_open(bool may_spin, struct crew **ret_crew, struct error *err);
 void crew_close(struct crew *crew); /* after its teams; NULL is fine */
 /* Threads of all its teams, leaders included. Open all teams before anything is sized by it. */
@@ -42,7 +43,7 @@ struct crew *team_crew(struct team *team);
  * than CPUs (nice(2), 0..19; cannot be undone). Where the system refuses, nothing changes. */
 void team_give_way(struct team *team, int nice);
 
-/* A pass: phases that follow each other closely. Helpers stay awake from begin to end. */
+/* A pass: phases that follow each other closely. Helpers stay awake longer between them. */
 void team_begin(struct team *team);
 void team_end(struct team *team);
 /* Runs units 0..n_units-1 and returns when all are done. What the leader wrote before is seen by

@@ -76,14 +76,22 @@ void attention_store_head(struct forward *f, uint32_t head, size_t row_begin, si
     }
 }
 
-/* Page i of the slice as float: in place if it is stored so, else converted to scratch. */
+/* Page i of the slice: in place if the kernel can read it so, else converted to scratch. */
 static void load_page(const struct forward *f, const struct forward_slice *slice, size_t i,
                       uint32_t kv_head, const struct member_scratch *scratch, struct attend_page *a)
 {
     const void *keys = kv_page_keys(f->pool, slice->pages[i], f->kv_layer, kv_head);
     const void *values = kv_page_values(f->pool, slice->pages[i], f->kv_layer, kv_head);
-    kv_load(f->pool, f->kernels, keys, values, scratch->keys, scratch->values, &a->keys,
-            &a->values);
+    const float *float_keys, *float_values;
+    a->keys = keys;
+    a->values = values;
+    a->is_half = kv_is_half(f->pool);
+    if (a->is_half)
+        return;
+    kv_load(f->pool, f->kernels, keys, values, scratch->keys, scratch->values, &float_keys,
+            &float_values);
+    a->keys = float_keys;
+    a->values = float_values;
 }
 
 /* acc / sum of every query to its place in attn. */

@@ -8,9 +8,6 @@
  * for the operands. */
 #define MAX_ROWS 4
 
-/* Weights are asked for this far ahead when a pass does too little work to hide their way. */
-#define PREFETCH_BYTES 4096
-
 INLINE __m256i load(const void *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);
@@ -36,6 +33,10 @@ INLINE void finish(const struct matmul *m, size_t row, size_t t, int h, __m256 a
     _mm256_storeu_ps(out, m->accumulate ? _mm256_add_ps(_mm256_loadu_ps(out), acc) : acc);
 }
 
+/* sum += product. gcc would compute many products ahead of their sums, and put the sums into memory
+ * or other registers meanwhile. */
+#define ADD_IN_PLACE(sum, product) __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product))
+
 /* sum[row][half] += weights[half] (pairs of 16 bits) times the row's pair of activations at x. */
 INLINE void add_pairs(__m256i sum[][2], const __m256i weights[2], const int16_t *x, size_t stride,
                       const int n_rows)
@@ -43,9 +44,8 @@ INLINE void add_pairs(__m256i sum[][2], const __m256i weights[2], const int16_t 
     for (int r = 0; r < n_rows; r++) {
         __m256i pair = broadcast2(x + (size_t)r * stride);
         for (int h = 0; h < 2; h++) {
-            __m256i s = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(weights[h], pair));
-            X86_IN_REGISTER(s);
-            sum[r][h] = s;
+            __m256i product = _mm256_madd_epi16(weights[h], pair);
+            ADD_IN_PLACE(sum[r][h], product);
         }
     }
 }
@@ -78,7 +78,6 @@ INLINE void add_block(__m256i sum[][2], const bool q4, const uint8_t *w, const i
     for (size_t g = 0; g < n_groups; g++) {
         __m256i packed[2];
         __m256i pairs[2];
-        _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
         for (int h = 0; h < 2; h++)
             packed[h] = load(w + g * 64 + h * 32);
         for (int i = 0; i < (q4 ? 4 : 2); i++) {
@@ -91,12 +90,11 @@ INLINE void add_block(__m256i sum[][2], const bool q4, const uint8_t *w, const i
 }
 
 /* acc += the block's integer sums times their scales, and for Q4 the block's minima. */
-INLINE void scale_block(const struct matmul *m, const bool q4, size_t t, size_t b, size_t row,
-                        __m256i sum[][2], __m256 acc[][2], const int n_rows)
+INLINE void scale_block(const struct matmul *m, const bool q4, const uint8_t *w, size_t b,
+                        size_t row, __m256i sum[][2], __m256 acc[][2], const int n_rows)
 {
-    const uint8_t *w = m->tiles + t * m->tile_bytes + m->n_blocks * (q4 ? 256 : 512);
-    const uint16_t *wscale = (const uint16_t *)(const void *)w + b * KERNEL_TILE;
-    const uint16_t *wmin = wscale + m->n_blocks * KERNEL_TILE;
+    const uint16_t *wscale = (const uint16_t *)(const void *)(w + (q4 ? 256 : 512));
+    const uint16_t *wmin = wscale + KERNEL_TILE;
 
     for (int h = 0; h < 2; h++) {
         __m256 ws = halves(wscale + h * 8);
@@ -120,12 +118,13 @@ INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, co
 
     for (int r = 0; r < n_rows; r++)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    for (size_t b = 0; b < m->n_blocks; b++) {
+    for (size_t b = 0; b < m->n_blocks; b++, w += X86_BLOCK_BYTES(q4)) {
         __m256i sum[MAX_ROWS][2];
         for (int r = 0; r < n_rows; r++)
             sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-        add_block(sum, q4, w + b * (q4 ? 256 : 512), x + b * KERNEL_BLOCK, stride, n_rows);
-        scale_block(m, q4, t, b, row, sum, acc, n_rows);
+        x86_prefetch_block(w, q4);
+        add_block(sum, q4, w, x + b * KERNEL_BLOCK, stride, n_rows);
+        scale_block(m, q4, w, b, row, sum, acc, n_rows);
     }
     for (int r = 0; r < n_rows; r++)
         for (int h = 0; h < 2; h++)

@@ -6,9 +6,6 @@
 /* Rows of one pass over a tile: integer and float sums fill most of the 32 registers. */
 #define MAX_ROWS 8
 
-/* Weights are asked for this far ahead when a pass does too little work to hide their way. */
-#define PREFETCH_BYTES 4096
-
 /* Two activations, in every lane. */
 INLINE __m512i broadcast2(const int16_t *q)
 {
@@ -73,7 +70,6 @@ INLINE void add_block(__m512i *sum, const bool q4, const uint8_t *w, const int16
     X86_KEEP_LOOP
     for (size_t g = 0; g < n_groups; g++) {
         __m512i packed = _mm512_loadu_si512(w + g * 64);
-        _mm_prefetch((const char *)w + g * 64 + PREFETCH_BYTES, _MM_HINT_T0);
         for (int i = 0; i < (q4 ? 4 : 2); i++) {
             size_t pair = q4 ? q4_pair_index(g, i) : 2 * g + (size_t)i;
             add_pairs(sum, q4 ? q4_pairs(packed, i) : q8_pairs(packed, i), x + pair * 2, stride,
@@ -83,13 +79,12 @@ INLINE void add_block(__m512i *sum, const bool q4, const uint8_t *w, const int16
 }
 
 /* acc += the block's integer sums times their scales, and for Q4 the block's minima. */
-INLINE void scale_block(const struct matmul *m, const bool q4, size_t t, size_t b, size_t row,
-                        const __m512i *sum, __m512 *acc, const int n_rows)
+INLINE void scale_block(const struct matmul *m, const bool q4, const uint8_t *w, size_t b,
+                        size_t row, const __m512i *sum, __m512 *acc, const int n_rows)
 {
-    const uint8_t *w = m->tiles + t * m->tile_bytes + m->n_blocks * (q4 ? 256 : 512);
-    const uint16_t *wscale = (const uint16_t *)(const void *)w + b * KERNEL_TILE;
+    const uint16_t *wscale = (const uint16_t *)(const void *)(w + (q4 ? 256 : 512));
     __m512 ws = halves(wscale);
-    __m512 wm = q4 ? halves(wscale + m->n_blocks * KERNEL_TILE) : ws;
+    __m512 wm = q4 ? halves(wscale + KERNEL_TILE) : ws;
 
     for (int r = 0; r < n_rows; r++) {
         size_t xb = (row + (size_t)r) * m->x->stride + b;
@@ -109,12 +104,13 @@ INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, co
 
     for (int r = 0; r < n_rows; r++)
         acc[r] = _mm512_setzero_ps();
-    for (size_t b = 0; b < m->n_blocks; b++) {
+    for (size_t b = 0; b < m->n_blocks; b++, w += X86_BLOCK_BYTES(q4)) {
         __m512i sum[MAX_ROWS];
         for (int r = 0; r < n_rows; r++)
             sum[r] = _mm512_setzero_si512();
-        add_block(sum, q4, w + b * (q4 ? 256 : 512), x + b * KERNEL_BLOCK, stride, n_rows);
-        scale_block(m, q4, t, b, row, sum, acc, n_rows);
+        x86_prefetch_block(w, q4);
+        add_block(sum, q4, w, x + b * KERNEL_BLOCK, stride, n_rows);
+        scale_block(m, q4, w, b, row, sum, acc, n_rows);
     }
     for (int r = 0; r < n_rows; r++)
         finish(m, row + (size_t)r, t, acc[r]);

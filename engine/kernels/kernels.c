@@ -64,10 +64,10 @@ static size_t align_tile(size_t bytes)
 
 size_t kernel_tile_bytes_q8(size_t n_blocks)
 {
-    return align_tile(n_blocks * KERNEL_TILE * (KERNEL_BLOCK + sizeof(uint16_t)));
+    return align_tile(n_blocks * KERNEL_Q8_BYTES);
 }
 
 size_t kernel_tile_bytes_q4(size_t n_blocks)
 {
-    return align_tile(n_blocks * KERNEL_TILE * (KERNEL_BLOCK / 2 + 2 * sizeof(uint16_t)));
+    return align_tile(n_blocks * KERNEL_Q4_BYTES);
 }

@@ -5,12 +5,12 @@
  * the row: not on its neighbours in the batch, nor on who computes it.
  *
  * Quantised weights lie in tiles of KERNEL_TILE output rows, along the input in blocks of
- * KERNEL_BLOCK (the blocks of Q8_0, Q4_0 and Q4_1). A tile is, for its n_blocks blocks:
- *   Q8: int8 w[n_blocks][8][16][4], then half scale[n_blocks][16];           padded to 64 bytes
- *       w[b][g][r][j] is the weight of row r, input 32b + 4g + j; value = scale * w
- *   Q4: uint8 w[n_blocks][4][16][4], then half scale[n_blocks][16], then half min[n_blocks][16];
- *       low nibble: input 32b + 4g + j, high nibble: input 32b + 16 + 4g + j;
- *       value = scale * nibble + min
+ * KERNEL_BLOCK (the blocks of Q8_0, Q4_0 and Q4_1), one block of all 16 rows after the other, so
+ * that a tile is read from its first byte to its last. A block of a tile is
+ *   Q8: int8 w[8][16][4], then half scale[16]
+ *       w[g][r][j] is the weight of row r, input 4g + j of the block; value = scale * w
+ *   Q4: uint8 w[4][16][4], then half scale[16], then half min[16];
+ *       low nibble: input 4g + j, high nibble: input 16 + 4g + j; value = scale * nibble + min
  * Four inputs of one row side by side are one 32-bit lane.
  * Tiles start on 64-byte boundaries; `kernel_tile_bytes` is the stride from tile to tile. */
 #ifndef OVERFILL_ENGINE_KERNELS_KERNELS_H
@@ -64,8 +64,9 @@ struct attend_page {
     size_t q_stride;
     size_t n_q;
     size_t head_dim;
-    const float *keys;     /* [head_dim][32] : transposed, so that no sum crosses lanes */
-    const float *values;   /* [32][head_dim] */
+    const void *keys;      /* [head_dim][32] : transposed, so that no sum crosses lanes */
+    const void *values;    /* [32][head_dim] */
+    bool is_half;          /* both are halves, else floats */
     const uint8_t *n_keys; /* [n_q]: the first so many keys count; 0: none of this page */
     float *state;          /* [n_q][ATTEND_STATE(head_dim)] */
 };
@@ -103,6 +104,8 @@ extern const struct kernels KERNELS_AVX2;
 extern const struct kernels KERNELS_AVX512;
 #endif
 
+#define KERNEL_Q8_BYTES ((size_t)KERNEL_TILE * (KERNEL_BLOCK + 2))     /* of a tile's block */
+#define KERNEL_Q4_BYTES ((size_t)KERNEL_TILE * (KERNEL_BLOCK / 2 + 4)) /*   likewise */
 size_t kernel_tile_bytes_q8(size_t n_blocks);
 size_t kernel_tile_bytes_q4(size_t n_blocks);
 

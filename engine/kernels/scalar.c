@@ -58,23 +58,27 @@ static void store(const struct matmul *m, size_t row, size_t t, size_t r, float 
     *out = m->accumulate ? *out + acc : acc;
 }
 
+/* Bytes of a tile's block in front of its scales. */
+#define Q8_WEIGHTS (KERNEL_TILE * KERNEL_BLOCK)
+#define Q4_WEIGHTS (Q8_WEIGHTS / 2)
+
 static void matmul_q8(const struct matmul *m)
 {
     const struct quantized_rows *x = m->x;
     for (size_t t = m->tile_begin; t < m->tile_end; t++) {
-        const int8_t *w = (const int8_t *)m->tiles + t * m->tile_bytes;
-        const uint16_t *scale = (const uint16_t *)(w + m->n_blocks * 512);
+        const uint8_t *tile = m->tiles + t * m->tile_bytes;
         for (size_t row = m->row_begin; row < m->row_end; row++) {
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
+                    const int8_t *w = (const int8_t *)(tile + b * KERNEL_Q8_BYTES);
+                    const uint16_t *scale = (const uint16_t *)(w + Q8_WEIGHTS);
                     const int16_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                        isum += q[place(i)] * w[b * 512 + (i / 4) * 64 + r * 4 + i % 4];
-                    float s =
-                        half_to_float(scale[b * KERNEL_TILE + r]) * x->scale[row * x->stride + b];
-                    acc = fmaf((float)isum, s, acc);
+                        isum += q[place(i)] * w[(i / 4) * 64 + r * 4 + i % 4];
+                    acc = fmaf((float)isum, half_to_float(scale[r]) * x->scale[row * x->stride + b],
+                               acc);
                 }
                 store(m, row, t, r, acc);
             }
@@ -86,24 +90,23 @@ static void matmul_q4(const struct matmul *m)
 {
     const struct quantized_rows *x = m->x;
     for (size_t t = m->tile_begin; t < m->tile_end; t++) {
-        const uint8_t *w = m->tiles + t * m->tile_bytes;
-        const uint16_t *scale = (const uint16_t *)(w + m->n_blocks * 256);
-        const uint16_t *min = scale + m->n_blocks * KERNEL_TILE;
+        const uint8_t *tile = m->tiles + t * m->tile_bytes;
         for (size_t row = m->row_begin; row < m->row_end; row++) {
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
+                    const uint8_t *w = tile + b * KERNEL_Q4_BYTES;
+                    const uint16_t *scale = (const uint16_t *)(const void *)(w + Q4_WEIGHTS);
+                    const uint16_t *min = scale + KERNEL_TILE;
                     const int16_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK / 2; i++) {
-                        uint8_t byte = w[b * 256 + (i / 4) * 64 + r * 4 + i % 4];
+                        uint8_t byte = w[(i / 4) * 64 + r * 4 + i % 4];
                         isum += q[place(i)] * (byte & 15) + q[place(i + 16)] * (byte >> 4);
                     }
                     float xscale = x->scale[row * x->stride + b];
-                    acc =
-                        fmaf((float)isum, half_to_float(scale[b * KERNEL_TILE + r]) * xscale, acc);
-                    acc = fmaf(half_to_float(min[b * KERNEL_TILE + r]), x->sum[row * x->stride + b],
-                               acc);
+                    acc = fmaf((float)isum, half_to_float(scale[r]) * xscale, acc);
+                    acc = fmaf(half_to_float(min[r]), x->sum[row * x->stride + b], acc);
                 }
                 store(m, row, t, r, acc);
             }
@@ -139,13 +142,19 @@ static void float_to_half_n(const float *src, size_t n, uint16_t *dst)
         dst[i] = float_to_half(src[i]);
 }
 
+static float page_element(const struct attend_page *a, const void *elements, size_t i)
+{
+    return a->is_half ? half_to_float(((const uint16_t *)elements)[i])
+                      : ((const float *)elements)[i];
+}
+
 /* Scores of all 32 keys, masked ones -inf. */
 static void page_scores(const struct attend_page *a, const float *q, size_t n_keys, float *scores)
 {
     for (size_t t = 0; t < KERNEL_PAGE_TOKENS; t++) {
         float dot = 0;
         for (size_t d = 0; d < a->head_dim; d++)
-            dot = fmaf(q[d], a->keys[d * KERNEL_PAGE_TOKENS + t], dot);
+            dot = fmaf(q[d], page_element(a, a->keys, d * KERNEL_PAGE_TOKENS + t), dot);
         scores[t] = t < n_keys ? dot : -INFINITY;
     }
 }
@@ -186,7 +195,7 @@ static void attend(const struct attend_page *a)
             acc[d] *= correction;
         for (size_t t = 0; t < n_keys; t++)
             for (size_t d = 0; d < a->head_dim; d++)
-                acc[d] = fmaf(scores[t], a->values[t * a->head_dim + d], acc[d]);
+                acc[d] = fmaf(scores[t], page_element(a, a->values, t * a->head_dim + d), acc[d]);
     }
 }
 

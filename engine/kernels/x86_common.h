@@ -21,8 +21,18 @@
 #define X86_KEEP_LOOP _Pragma("GCC unroll 1")
 #endif
 
-/* gcc would compute many products ahead of their sums, and put the sums into memory meanwhile. */
-#define X86_IN_REGISTER(vector) __asm__("" : "+x"(vector))
+#define X86_BLOCK_BYTES(q4) ((q4) ? KERNEL_Q4_BYTES : KERNEL_Q8_BYTES)
+
+/* Weights are asked for this far ahead: a pass of one row does too little work to hide their way
+ * from memory. */
+#define X86_PREFETCH_BYTES 4096
+
+/* Called for each block w of a tile, and tiles follow each other: asks for every line once. */
+INLINE void x86_prefetch_block(const uint8_t *w, const bool q4)
+{
+    for (size_t i = 0; i < X86_BLOCK_BYTES(q4); i += 64)
+        _mm_prefetch((const char *)w + i + X86_PREFETCH_BYTES, _MM_HINT_T0);
+}
 
 INLINE __m256 x86_exp(__m256 x)
 {
@@ -185,19 +195,33 @@ static void x86_float_to_half(const float *src, size_t n, uint16_t *dst)
         dst[i] = float_to_half(src[i]);
 }
 
+/* Eight elements of a page from i on. */
+INLINE __m256 x86_page_load(const void *elements, size_t i, const bool is_half)
+{
+    return is_half
+               ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)elements + i)))
+               : _mm256_loadu_ps((const float *)elements + i);
+}
+
+/* Queries of one pass over a page: three times four vectors of sums leave registers for the
+ * operands. */
+#define ATTEND_QUERIES 3
+
 /* Scores of 32 keys for n queries at once: n * 4 independent chains hide the latency of fma. */
-INLINE void x86_page_scores(const struct attend_page *a, const float *q, const int n,
-                            __m256 scores[][4])
+INLINE void x86_page_scores(const struct attend_page *a, const bool is_half, const float *q,
+                            const int n, __m256 scores[][4])
 {
     for (int j = 0; j < n; j++)
         for (int v = 0; v < 4; v++)
             scores[j][v] = _mm256_setzero_ps();
     for (size_t d = 0; d < a->head_dim; d++) {
-        const float *keys = a->keys + d * KERNEL_PAGE_TOKENS;
-        for (int j = 0; j < n; j++) {
-            __m256 x = _mm256_set1_ps(q[(size_t)j * a->q_stride + d]);
-            for (int v = 0; v < 4; v++)
-                scores[j][v] = _mm256_fmadd_ps(x, _mm256_loadu_ps(keys + 8 * v), scores[j][v]);
+        __m256 x[ATTEND_QUERIES];
+        for (int j = 0; j < n; j++)
+            x[j] = _mm256_set1_ps(q[(size_t)j * a->q_stride + d]);
+        for (size_t v = 0; v < 4; v++) {
+            __m256 keys = x86_page_load(a->keys, d * KERNEL_PAGE_TOKENS + 8 * v, is_half);
+            for (int j = 0; j < n; j++)
+                scores[j][v] = _mm256_fmadd_ps(x[j], keys, scores[j][v]);
         }
     }
 }
@@ -231,11 +255,6 @@ INLINE float x86_page_softmax(const __m256 scores[4], size_t n_keys, float *stat
     return correction;
 }
 
-/* Queries of one pass over a page: three times four vectors of sums leave registers for the
- * operands.
- */
-#define ATTEND_QUERIES 3
-
 struct x86_queries {
     float p[ATTEND_QUERIES][KERNEL_PAGE_TOKENS];
     float correction[ATTEND_QUERIES];
@@ -245,8 +264,8 @@ struct x86_queries {
 };
 
 /* n_vectors * 8 elements of the sums, from d on, kept in registers while the values pass. */
-INLINE void x86_add_values(const struct attend_page *a, const struct x86_queries *q, const int n,
-                           size_t d, const int n_vectors)
+INLINE void x86_add_values(const struct attend_page *a, const bool is_half,
+                           const struct x86_queries *q, const int n, size_t d, const int n_vectors)
 {
     __m256 sum[ATTEND_QUERIES][4];
     for (int j = 0; j < n; j++)
@@ -254,18 +273,22 @@ INLINE void x86_add_values(const struct attend_page *a, const struct x86_queries
             sum[j][v] = _mm256_mul_ps(_mm256_loadu_ps(q->acc[j] + d + 8 * v),
                                       _mm256_set1_ps(q->correction[j]));
     for (size_t t = 0; t < q->n_common; t++) {
-        const float *values = a->values + t * a->head_dim + d;
+        __m256 p[ATTEND_QUERIES];
         for (int j = 0; j < n; j++)
-            for (int v = 0; v < n_vectors; v++)
-                sum[j][v] = _mm256_fmadd_ps(_mm256_set1_ps(q->p[j][t]),
-                                            _mm256_loadu_ps(values + 8 * v), sum[j][v]);
+            p[j] = _mm256_set1_ps(q->p[j][t]);
+        for (int v = 0; v < n_vectors; v++) {
+            __m256 values = x86_page_load(a->values, t * a->head_dim + d + 8 * (size_t)v, is_half);
+            for (int j = 0; j < n; j++)
+                sum[j][v] = _mm256_fmadd_ps(p[j], values, sum[j][v]);
+        }
     }
     for (int j = 0; j < n; j++) {
         for (size_t t = q->n_common; t < q->n_keys[j]; t++)
             for (int v = 0; v < n_vectors; v++)
                 sum[j][v] = _mm256_fmadd_ps(
                     _mm256_set1_ps(q->p[j][t]),
-                    _mm256_loadu_ps(a->values + t * a->head_dim + d + 8 * v), sum[j][v]);
+                    x86_page_load(a->values, t * a->head_dim + d + 8 * (size_t)v, is_half),
+                    sum[j][v]);
         for (int v = 0; v < n_vectors; v++)
             _mm256_storeu_ps(q->acc[j] + d + 8 * v, sum[j][v]);
     }
@@ -277,20 +300,24 @@ static void x86_add_values_tail(const struct attend_page *a, const struct x86_qu
     for (int j = 0; j < n; j++) {
         for (size_t i = d; i < a->head_dim; i++) {
             float sum = q->acc[j][i] * q->correction[j];
-            for (size_t t = 0; t < q->n_keys[j]; t++)
-                sum = fmaf(q->p[j][t], a->values[t * a->head_dim + i], sum);
+            for (size_t t = 0; t < q->n_keys[j]; t++) {
+                size_t at = t * a->head_dim + i;
+                float v = a->is_half ? half_to_float(((const uint16_t *)a->values)[at])
+                                     : ((const float *)a->values)[at];
+                sum = fmaf(q->p[j][t], v, sum);
+            }
             q->acc[j][i] = sum;
         }
     }
 }
 
 /* Queries i..i+n-1, each with at least one key. */
-INLINE void x86_attend_n(const struct attend_page *a, size_t i, const int n)
+INLINE void x86_attend_n(const struct attend_page *a, const bool is_half, size_t i, const int n)
 {
     __m256 scores[ATTEND_QUERIES][4];
     struct x86_queries q;
 
-    x86_page_scores(a, a->q + i * a->q_stride, n, scores);
+    x86_page_scores(a, is_half, a->q + i * a->q_stride, n, scores);
     q.n_common = KERNEL_PAGE_TOKENS;
     for (int j = 0; j < n; j++) {
         float *state = a->state + (i + (size_t)j) * ATTEND_STATE(a->head_dim);
@@ -301,13 +328,13 @@ INLINE void x86_attend_n(const struct attend_page *a, size_t i, const int n)
     }
     size_t d = 0;
     for (; d + 32 <= a->head_dim; d += 32)
-        x86_add_values(a, &q, n, d, 4);
+        x86_add_values(a, is_half, &q, n, d, 4);
     for (; d + 8 <= a->head_dim; d += 8)
-        x86_add_values(a, &q, n, d, 1);
+        x86_add_values(a, is_half, &q, n, d, 1);
     x86_add_values_tail(a, &q, n, d);
 }
 
-static void x86_attend(const struct attend_page *a)
+INLINE void x86_attend_all(const struct attend_page *a, const bool is_half)
 {
     size_t i = 0;
     while (i < a->n_q) {
@@ -315,13 +342,21 @@ static void x86_attend(const struct attend_page *a)
         while (n < ATTEND_QUERIES && i + n < a->n_q && a->n_keys[i + n])
             n++;
         if (n == 3)
-            x86_attend_n(a, i, 3);
+            x86_attend_n(a, is_half, i, 3);
         else if (n == 2)
-            x86_attend_n(a, i, 2);
+            x86_attend_n(a, is_half, i, 2);
         else if (n == 1)
-            x86_attend_n(a, i, 1);
+            x86_attend_n(a, is_half, i, 1);
         i += n ? n : 1;
     }
+}
+
+static void x86_attend(const struct attend_page *a)
+{
+    if (a->is_half)
+        x86_attend_all(a, true);
+    else
+        x86_attend_all(a, false);
 }
 
 /* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass, most

@@ -148,6 +148,11 @@ static void load_block_values(const struct kv_layout *layout, const int8_t *q, f
     }
 }
 
+bool kv_is_half(const struct kv_pool *pool)
+{
+    return pool->layout.format == KV_PLAIN && pool->layout.element_bytes == sizeof(uint16_t);
+}
+
 void kv_load(const struct kv_pool *pool, const struct kernels *kernels, const void *page_keys,
              const void *page_values, float *scratch_keys, float *scratch_values,
              const float **ret_keys, const float **ret_values)

@@ -78,6 +78,8 @@ void kv_store_value(const struct kv_pool *pool, const struct kernels *kernels, v
 void kv_load(const struct kv_pool *pool, const struct kernels *kernels, const void *page_keys,
              const void *page_values, float *scratch_keys, float *scratch_values,
              const float **ret_keys, const float **ret_values);
+/* Pages hold halves, which a kernel can read where they are. */
+bool kv_is_half(const struct kv_pool *pool);
 
 int kv_table_open(struct kv_table *ret_table, uint32_t max_tokens, struct error *err);
 /* Makes room for n_tokens tokens in all, at most what kv_table_open was told. False when there are

@@ -68,16 +68,16 @@ static void pack_tile_q8(const struct row_source *rows, struct matrix *m, size_t
                          int8_t *q, uint16_t *scale)
 {
     uint8_t *w = m->data + tile * m->tile_bytes;
-    uint16_t *wscale = (uint16_t *)(void *)(w + (size_t)m->n_blocks * 512);
 
     for (size_t r = 0; r < KERNEL_TILE; r++) {
         if (!rows[r].tensor)
             continue; /* the memory is zeroed */
         row_to_q8(&rows[r], m->n_in, x, q, scale);
         for (size_t b = 0; b < m->n_blocks; b++) {
-            wscale[b * KERNEL_TILE + r] = scale[b];
+            uint8_t *block = w + b * KERNEL_Q8_BYTES;
+            ((uint16_t *)(void *)(block + 512))[r] = scale[b];
             for (size_t g = 0; g < 8; g++)
-                memcpy(w + b * 512 + g * 64 + r * 4, q + b * KERNEL_BLOCK + g * 4, 4);
+                memcpy(block + g * 64 + r * 4, q + b * KERNEL_BLOCK + g * 4, 4);
         }
     }
 }
@@ -85,8 +85,6 @@ static void pack_tile_q8(const struct row_source *rows, struct matrix *m, size_t
 static void pack_tile_q4(const struct row_source *rows, struct matrix *m, size_t tile)
 {
     uint8_t *w = m->data + tile * m->tile_bytes;
-    uint16_t *wscale = (uint16_t *)(void *)(w + (size_t)m->n_blocks * 256);
-    uint16_t *wmin = wscale + (size_t)m->n_blocks * KERNEL_TILE;
 
     for (size_t r = 0; r < KERNEL_TILE; r++) {
         if (!rows[r].tensor)
@@ -94,14 +92,16 @@ static void pack_tile_q4(const struct row_source *rows, struct matrix *m, size_t
         bool has_min = rows[r].tensor->type == TENSOR_Q4_1;
         const uint8_t *src = row_data(&rows[r]);
         for (size_t b = 0; b < m->n_blocks; b++, src += has_min ? Q4_1_BYTES : Q4_0_BYTES) {
+            uint8_t *block = w + b * KERNEL_Q4_BYTES;
+            uint16_t *wscale = (uint16_t *)(void *)(block + 256);
+            uint16_t *wmin = wscale + KERNEL_TILE;
             uint16_t scale = load_half(src);
-            wscale[b * KERNEL_TILE + r] = scale;
+            wscale[r] = scale;
             /* Q4_0 is scale * (nibble - 8); times 8 is exact in a half below its largest values */
-            wmin[b * KERNEL_TILE + r] =
-                has_min ? load_half(src + 2) : float_to_half(-8.0f * half_to_float(scale));
+            wmin[r] = has_min ? load_half(src + 2) : float_to_half(-8.0f * half_to_float(scale));
             const uint8_t *nibbles = src + (has_min ? 4 : 2);
             for (size_t g = 0; g < 4; g++)
-                memcpy(w + b * 256 + g * 64 + r * 4, nibbles + g * 4, 4);
+                memcpy(block + g * 64 + r * 4, nibbles + g * 4, 4);
         }
     }
 }

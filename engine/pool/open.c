@@ -277,7 +277,9 @@ uint32_t decode_rows(const struct engine_options *options)
 static int open_stages(struct engine *engine, struct error *err)
 {
     const struct engine_options *o = &engine->options;
-    int rc = crew_open(!system_has_cpu_quota(), &engine->crew, err);
+    bool may_spin = !system_has_cpu_quota() &&
+                    (uint64_t)o->prefill_threads + o->decode_threads <= system_cpu_count();
+    int rc = crew_open(may_spin, &engine->crew, err);
     if (rc == 0)
         rc = team_open(o->prefill_threads, "prefill", engine->crew, &engine->prefill.team, err);
     if (rc == 0)

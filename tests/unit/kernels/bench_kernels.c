@@ -127,7 +127,7 @@ static void bench_matmul(const struct kernels *k, bool q8, size_t n_in, size_t n
     mem_free(rows.sum);
 }
 
-static void bench_attend(const struct kernels *k, size_t n_q)
+static void bench_attend(const struct kernels *k, size_t n_q, bool is_half)
 {
     enum { HEAD_DIM = 64 };
     size_t n = (size_t)HEAD_DIM * KERNEL_PAGE_TOKENS;
@@ -135,6 +135,10 @@ static void bench_attend(const struct kernels *k, size_t n_q)
     float *q = fail_if_null(random_floats(n_q * HEAD_DIM));
     float *keys = fail_if_null(random_floats(n));
     float *values = fail_if_null(random_floats(n));
+    if (is_half) {
+        k->float_to_half(keys, n, (uint16_t *)keys);
+        k->float_to_half(values, n, (uint16_t *)values);
+    }
     float *state = fail_if_null(mem_calloc(n_q, ATTEND_STATE(HEAD_DIM) * sizeof(float)));
     uint8_t *n_keys = fail_if_null(mem_alloc(n_q));
     memset(n_keys, KERNEL_PAGE_TOKENS, n_q);
@@ -144,11 +148,12 @@ static void bench_attend(const struct kernels *k, size_t n_q)
                                   .head_dim = HEAD_DIM,
                                   .keys = keys,
                                   .values = values,
+                                  .is_half = is_half,
                                   .n_keys = n_keys,
                                   .state = state};
     double s = seconds(run_attend, &w);
-    printf("%-7s attend %3zu queries x page of %d        %8.2f us  %7.1f GFLOP/s\n", k->name, n_q,
-           HEAD_DIM, s * 1e6, 4.0 * (double)(n_q * n) / s / 1e9);
+    printf("%-7s attend %3zu queries x page of %d %s  %8.2f us  %7.1f GFLOP/s\n", k->name, n_q,
+           HEAD_DIM, is_half ? "halves" : "floats", s * 1e6, 4.0 * (double)(n_q * n) / s / 1e9);
     mem_free(q);
     mem_free(keys);
     mem_free(values);
@@ -185,8 +190,10 @@ int main(int argc, char **argv)
                 bench_matmul(tables[i], q8, 1536, 2, ROWS[r]);
             }
         }
-        bench_attend(tables[i], 3);
-        bench_attend(tables[i], 48);
+        bench_attend(tables[i], 3, false);
+        bench_attend(tables[i], 3, true);
+        bench_attend(tables[i], 48, false);
+        bench_attend(tables[i], 48, true);
         bench_quantize(tables[i], 576);
     }
     return 0;

@@ -161,8 +161,8 @@ struct product {
 static void product_open(struct product *p, bool q8, size_t n_blocks, size_t n_tiles, size_t n_rows,
                          size_t extra)
 {
-    size_t weight_bytes = n_blocks * (q8 ? 512 : 256);
-    size_t n_halves = n_blocks * KERNEL_TILE * (q8 ? 1 : 2);
+    size_t block_bytes = q8 ? KERNEL_Q8_BYTES : KERNEL_Q4_BYTES;
+    size_t weight_bytes = q8 ? 512 : 256;
     *p = (struct product){.n_blocks = n_blocks,
                           .n_tiles = n_tiles,
                           .n_rows = n_rows,
@@ -171,11 +171,14 @@ static void product_open(struct product *p, bool q8, size_t n_blocks, size_t n_t
                               q8 ? kernel_tile_bytes_q8(n_blocks) : kernel_tile_bytes_q4(n_blocks)};
     p->tiles = mem_alloc_aligned(n_tiles * p->tile_bytes);
     for (size_t t = 0; t < n_tiles; t++) {
-        uint8_t *tile = p->tiles + t * p->tile_bytes;
-        for (size_t i = 0; i < weight_bytes; i++)
-            tile[i] = random_bits() % 20 ? (uint8_t)random_bits() : 0x80; /* the extreme -128 */
-        for (size_t i = 0; i < n_halves; i++)
-            ((uint16_t *)(void *)(tile + weight_bytes))[i] = float_to_half(random_float(0.01f));
+        for (size_t b = 0; b < n_blocks; b++) {
+            uint8_t *block = p->tiles + t * p->tile_bytes + b * block_bytes;
+            for (size_t i = 0; i < weight_bytes; i++)
+                block[i] =
+                    random_bits() % 20 ? (uint8_t)random_bits() : 0x80; /* the extreme -128 */
+            for (size_t i = weight_bytes; i < block_bytes; i += 2)
+                *(uint16_t *)(void *)(block + i) = float_to_half(random_float(0.01f));
+        }
     }
     float *row = mem_array(n_blocks * KERNEL_BLOCK, sizeof(float));
     p->x = (struct quantized_rows){
@@ -301,8 +304,6 @@ static void matmul_is_the_product(void **state)
         for (size_t row = 0; row < 2; row++) {
             for (size_t o = 0; o < 2 * KERNEL_TILE; o++) {
                 const uint8_t *tile = p.tiles + o / KERNEL_TILE * p.tile_bytes;
-                const uint16_t *scale =
-                    (const uint16_t *)(const void *)(tile + p.n_blocks * (q8 ? 512 : 256));
                 size_t r = o % KERNEL_TILE;
                 double sum = 0;
                 for (size_t i = 0; i < p.n_blocks * KERNEL_BLOCK; i++) {
@@ -310,13 +311,16 @@ static void matmul_is_the_product(void **state)
                     size_t j = i % KERNEL_BLOCK;
                     const int16_t *q = p.x.q + (row * p.stride + b) * KERNEL_BLOCK;
                     double x = q[place(j)] * (double)p.x.scale[row * p.stride + b];
-                    double w = half_to_float(scale[b * KERNEL_TILE + r]);
+                    const uint8_t *block = tile + b * (q8 ? KERNEL_Q8_BYTES : KERNEL_Q4_BYTES);
+                    const uint16_t *scale =
+                        (const uint16_t *)(const void *)(block + (q8 ? 512 : 256));
+                    double w = half_to_float(scale[r]);
                     if (q8) {
-                        w *= (int8_t)tile[b * 512 + j / 4 * 64 + r * 4 + j % 4];
+                        w *= (int8_t)block[j / 4 * 64 + r * 4 + j % 4];
                     } else {
-                        uint8_t byte = tile[b * 256 + j % 16 / 4 * 64 + r * 4 + j % 4];
+                        uint8_t byte = block[j % 16 / 4 * 64 + r * 4 + j % 4];
                         w = w * (j < 16 ? byte & 15 : byte >> 4) +
-                            half_to_float(scale[(p.n_blocks + b) * KERNEL_TILE + r]);
+                            half_to_float(scale[KERNEL_TILE + r]);
                     }
                     sum += w * x;
                 }
@@ -390,22 +394,28 @@ static void attention_open(struct attention *a, size_t head_dim, size_t n_q)
         a->keys[1][d * KERNEL_PAGE_TOKENS + 31] = NAN;
 }
 
-static void attention_run_all(struct attention *a, const struct kernels *k)
+static void attention_run_all(struct attention *a, const struct kernels *k, bool is_half)
 {
+    static uint16_t halves[2][2][128 * KERNEL_PAGE_TOKENS];
     memset(a->state, 0, sizeof(a->state));
     for (size_t i = 0; i < a->n_q; i++)
         a->state[i * ATTEND_STATE(a->head_dim)] = -INFINITY;
-    for (int page = 0; page < 2; page++)
+    for (int page = 0; page < 2; page++) {
+        size_t n = a->head_dim * KERNEL_PAGE_TOKENS;
+        KERNELS_SCALAR.float_to_half(a->keys[page], n, halves[page][0]);
+        KERNELS_SCALAR.float_to_half(a->values[page], n, halves[page][1]);
         k->attend(&(struct attend_page){
             .q = a->q,
             .q_stride = a->head_dim,
             .n_q = a->n_q,
             .head_dim = a->head_dim,
-            .keys = a->keys[page],
-            .values = a->values[page],
+            .keys = is_half ? (const void *)halves[page][0] : a->keys[page],
+            .values = is_half ? (const void *)halves[page][1] : a->values[page],
+            .is_half = is_half,
             .n_keys = a->n_keys[page],
             .state = a->state,
         });
+    }
 }
 
 static void attend_gives_the_same_bits(void **state)
@@ -419,9 +429,9 @@ static void attend_gives_the_same_bits(void **state)
         for (size_t i = 0; i < 6; i++) {
             for (size_t n_q = 1; n_q <= 5; n_q++) {
                 attention_open(&a, DIMS[i], n_q);
-                attention_run_all(&a, &KERNELS_SCALAR);
+                attention_run_all(&a, &KERNELS_SCALAR, i % 2);
                 memcpy(expected, a.state, sizeof(a.state));
-                attention_run_all(&a, k);
+                attention_run_all(&a, k, i % 2);
                 assert_memory_equal(a.state, expected, n_q * ATTEND_STATE(DIMS[i]) * sizeof(float));
             }
         }
@@ -433,7 +443,7 @@ static void attend_is_softmax_times_values(void **state)
     static struct attention a;
     (void)state;
     attention_open(&a, 16, 5);
-    attention_run_all(&a, &KERNELS_SCALAR);
+    attention_run_all(&a, &KERNELS_SCALAR, false);
     for (size_t i = 0; i < a.n_q; i++) {
         double score[64];
         double max = -1e30;

@@ -1,4 +1,6 @@
-/* The kernels for AVX2 + FMA + F16C. Same bits as scalar.c, which says what each computes. */
+/* The kernels for AVX2 + FMA + F16C, and with KERNELS_WITH_VNNI those that use AVX-VNNI as well: a
+ * product and its sum are one instruction then. Same bits as scalar.c, which says what each
+ * computes. */
 #if defined(__x86_64__)
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/lanes.h"
@@ -33,9 +35,18 @@ INLINE void finish(const struct matmul *m, size_t row, size_t t, int h, __m256 a
     _mm256_storeu_ps(out, m->accumulate ? _mm256_add_ps(_mm256_loadu_ps(out), acc) : acc);
 }
 
-/* sum += product. gcc would compute many products ahead of their sums, and put the sums into memory
- * or other registers meanwhile. */
-#define ADD_IN_PLACE(sum, product) __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product))
+/* sum += the products of pairs. gcc would compute many products ahead of their sums, and put the
+ * sums into memory or other registers meanwhile. */
+INLINE __m256i add_products(__m256i sum, __m256i weights, __m256i pair)
+{
+#if defined(KERNELS_WITH_VNNI)
+    return _mm256_dpwssd_avx_epi32(sum, weights, pair);
+#else
+    __m256i product = _mm256_madd_epi16(weights, pair);
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product));
+    return sum;
+#endif
+}
 
 /* sum[row][half] += weights[half] (pairs of 16 bits) times the row's pair of activations at x. */
 INLINE void add_pairs(__m256i sum[][2], const __m256i weights[2], const int16_t *x, size_t stride,
@@ -43,10 +54,8 @@ INLINE void add_pairs(__m256i sum[][2], const __m256i weights[2], const int16_t 
 {
     for (int r = 0; r < n_rows; r++) {
         __m256i pair = broadcast2(x + (size_t)r * stride);
-        for (int h = 0; h < 2; h++) {
-            __m256i product = _mm256_madd_epi16(weights[h], pair);
-            ADD_IN_PLACE(sum[r][h], product);
-        }
+        for (int h = 0; h < 2; h++)
+            sum[r][h] = add_products(sum[r][h], weights[h], pair);
     }
 }
 
@@ -134,5 +143,9 @@ INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, co
 X86_DEFINE_MATMUL(matmul_q8, false, MAX_ROWS)
 X86_DEFINE_MATMUL(matmul_q4, true, MAX_ROWS)
 
+#if defined(KERNELS_WITH_VNNI)
+const struct kernels KERNELS_AVXVNNI = X86_TABLE("avxvnni");
+#else
 const struct kernels KERNELS_AVX2 = X86_TABLE("avx2");
+#endif
 #endif

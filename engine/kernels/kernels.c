@@ -19,15 +19,31 @@ static bool has_f16c(void)
     unsigned d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+#if defined(HAVE_AVXVNNI)
+/* Few compilers know this one's name. */
+static bool has_avxvnni(void)
+{
+    unsigned a;
+    unsigned b;
+    unsigned c;
+    unsigned d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+#endif
 #endif
 
-size_t kernels_available(const struct kernels *ret_tables[4])
+size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST])
 {
     size_t n = 0;
     ret_tables[n++] = &KERNELS_SCALAR;
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         ret_tables[n++] = &KERNELS_AVX2;
+#if defined(HAVE_AVXVNNI)
+        if (has_avxvnni())
+            ret_tables[n++] = &KERNELS_AVXVNNI;
+#endif
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
             ret_tables[n++] = &KERNELS_AVX512;
@@ -38,7 +54,7 @@ size_t kernels_available(const struct kernels *ret_tables[4])
 
 int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err)
 {
-    const struct kernels *tables[4];
+    const struct kernels *tables[KERNELS_MOST];
     size_t n = kernels_available(tables);
 
     if (!name || !*name) {
@@ -52,8 +68,8 @@ int kernels_select(const char *name, const struct kernels **ret_kernels, struct 
         }
     }
     return error_set(err, ERROR_INVALID,
-                     "kernels \"%s\": this CPU runs %s; expected one of scalar, avx2, avx512 up to "
-                     "that",
+                     "kernels \"%s\": this CPU runs %s; expected one of scalar, avx2, avxvnni, "
+                     "avx512 up to that",
                      name, tables[n - 1]->name);
 }
 

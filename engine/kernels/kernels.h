@@ -92,15 +92,17 @@ struct kernels {
     void (*attend)(const struct attend_page *a);
 };
 
-/* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avx512) names:
- * ERROR_INVALID if it is unknown or this CPU lacks it. */
+/* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512)
+ * names: ERROR_INVALID if it is unknown or this CPU lacks it. */
 int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err);
+#define KERNELS_MOST 4
 /* All tables this CPU can run, scalar first; returns how many (for tests and benchmarks). */
-size_t kernels_available(const struct kernels *ret_tables[4]);
+size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST]);
 
 extern const struct kernels KERNELS_SCALAR;
 #if defined(__x86_64__)
 extern const struct kernels KERNELS_AVX2;
+extern const struct kernels KERNELS_AVXVNNI;
 extern const struct kernels KERNELS_AVX512;
 #endif
 

@@ -145,7 +145,7 @@ static void any_number_of_threads_is_the_same(void **state)
 
 static void all_kernels_are_the_same(void **state)
 {
-    const struct kernels *tables[4];
+    const struct kernels *tables[KERNELS_MOST];
     size_t n_tables = kernels_available(tables);
     const struct rig_case *cases;
     size_t n = rig_cases(&cases);

@@ -179,7 +179,7 @@ static void bench_quantize(const struct kernels *k, size_t n)
 int main(int argc, char **argv)
 {
     static const size_t ROWS[] = {1, 2, 4, 16, 64};
-    const struct kernels *tables[4];
+    const struct kernels *tables[KERNELS_MOST];
     size_t n = kernels_available(tables);
     for (size_t i = 1; i < n; i++) {
         if (argc > 1 && strcmp(argv[1], tables[i]->name) != 0)

@@ -1,5 +1,6 @@
-/* Every kernel of every table this CPU can run (and AVX-512 emulated) against scalar.c, bit for
- * bit, on random and edge shapes; and scalar.c against plain arithmetic in double. */
+/* Every kernel of every table this CPU can run (and AVX-VNNI and AVX-512 emulated) against
+ * scalar.c, bit for bit, on random and edge shapes; and scalar.c against plain arithmetic in
+ * double. */
 #include "engine/base/half.h"
 #include "engine/base/mem.h"
 #include "engine/kernels/kernels.h"
@@ -10,9 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(HAVE_SIMDE)
+#if defined(__x86_64__)
+extern const struct kernels KERNELS_AVXVNNI_EMULATED;
 extern const struct kernels KERNELS_AVX512_EMULATED;
 #endif
+#define MOST_TABLES (KERNELS_MOST + 2)
 
 static uint64_t seed = 1;
 
@@ -34,22 +37,26 @@ static void fill(float *x, size_t n)
         x[i] = random_float(random_bits() % 50 ? 1.0f : 40.0f);
 }
 
-static size_t tables(const struct kernels *list[5])
+static size_t tables(const struct kernels *list[MOST_TABLES])
 {
-    const struct kernels *available[4];
+    const struct kernels *available[KERNELS_MOST];
     size_t n = 0;
     size_t n_available = kernels_available(available);
     for (size_t i = 1; i < n_available; i++)
         list[n++] = available[i];
-#if defined(__x86_64__) && defined(HAVE_SIMDE)
-    if (n_available >= 2)
+#if defined(__x86_64__)
+    if (n_available >= 2) {
+        list[n++] = &KERNELS_AVXVNNI_EMULATED;
+#if defined(HAVE_SIMDE)
         list[n++] = &KERNELS_AVX512_EMULATED;
+#endif
+    }
 #endif
     return n;
 }
 
 #define FOR_EACH_TABLE(k)                                                                          \
-    const struct kernels *list_[5];                                                                \
+    const struct kernels *list_[MOST_TABLES];                                                      \
     size_t n_tables_ = tables(list_);                                                              \
     const struct kernels *k = n_tables_ ? list_[0] : NULL;                                         \
     for (size_t i_ = 0; i_ < n_tables_; k = list_[++i_ < n_tables_ ? i_ : 0])

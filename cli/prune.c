@@ -44,7 +44,9 @@ int cli_prune(int argc, char **argv)
     struct cli_strings calibration = {0};
     uint32_t n_tokens = 0;
     const struct cli_option options[] = {
-        {"model", CLI_STRING, &prune.model_path, "FILE", "the full model, a GGUF file"},
+        {"model", CLI_STRING, &prune.model_path, "FILE",
+         "the full model, a GGUF file; for minitron, and to make a GGUF file of it, also a Hugging "
+         "Face folder"},
         {"out", CLI_STRING, &prune.out_path, "FILE", "where the twin goes"},
         {"method", CLI_STRING, &method, "NAME",
          "reconstruct: solve for the twin's matrices; minitron: cut out the channels with the "
@@ -54,6 +56,12 @@ int cli_prune(int argc, char **argv)
          "multiple of 32 [default all]",
          0, 1e6},
         {"mlp", CLI_NUMBER, &prune.mlp, "N|SHARE", "the same for the MLP [default all]", 0, 1e6},
+        {"exact-widths", CLI_SWITCH, &prune.exact_widths, NULL,
+         "minitron: keep int(SHARE * width) channels, not a multiple of 32; types of blocks are "
+         "filled up with zeros and the true width is recorded"},
+        {"keep", CLI_STRING, &prune.keep_path, "FILE",
+         "minitron: the channels to keep, {\"hidden\": [...], \"mlp\": [[...], ...]}, one list a "
+         "layer, instead of --hidden, --mlp and --calibration"},
         {"calibration", CLI_STRINGS, &calibration, "FILE",
          "text, or JSONL rows with `messages`, `prompt` (and `completion`) or `text`; may be "
          "gzipped; given several times, the files share the tokens"},

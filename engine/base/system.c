@@ -1,10 +1,11 @@
-/* CPUs, memory and clock of this process. See system.h. cgroup v2 files, then v1. */
+/* CPUs, memory, disk and clock of this process. See system.h. cgroup v2 files, then v1. */
 #include "engine/base/system.h"
 
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
@@ -66,6 +67,23 @@ size_t system_memory_bytes(void)
         if (limit > 0 && (size_t)limit < bytes)
             bytes = (size_t)limit;
     return bytes;
+}
+
+bool system_disk_free(const char *path, size_t *ret_bytes)
+{
+    struct statvfs fs;
+    const char *slash = strrchr(path, '/');
+    char folder[4096] = ".";
+    if (slash && (size_t)(slash - path) + 2 > sizeof(folder))
+        return false;
+    if (slash) { /* with the slash, so that the root stays one */
+        memcpy(folder, path, (size_t)(slash - path) + 1);
+        folder[slash - path + 1] = '\0';
+    }
+    if (statvfs(folder, &fs))
+        return false;
+    *ret_bytes = (size_t)fs.f_bavail * fs.f_frsize;
+    return true;
 }
 
 uint64_t system_now_ns(void)

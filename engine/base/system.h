@@ -1,4 +1,4 @@
-/* What this process may use of the machine: CPUs, memory, clock. Thread-safe. */
+/* What this process may use of the machine: CPUs, memory, disk, clock. Thread-safe. */
 #ifndef OVERFILL_ENGINE_BASE_SYSTEM_H
 #define OVERFILL_ENGINE_BASE_SYSTEM_H
 
@@ -12,6 +12,8 @@ unsigned system_cpu_count(void);
 bool system_has_cpu_quota(void);
 /* min(physical memory, cgroup memory.max) in bytes. */
 size_t system_memory_bytes(void);
+/* What may still be written in the folder of that file. */
+bool system_disk_free(const char *path, size_t *ret_bytes);
 /* Monotonic clock. */
 uint64_t system_now_ns(void);
 /* Peak resident memory of this process so far in bytes. */

@@ -30,7 +30,7 @@ struct gguf_writer {
     struct error failure; /* the first of set_* and add_tensor */
 };
 
-static void fail(struct gguf_writer *w, const char *what)
+void gguf_writer_fail(struct gguf_writer *w, const char *what)
 {
     if (!w->failure.code)
         error_set(&w->failure, ERROR_MEMORY, "out of memory: %s", what);
@@ -75,7 +75,7 @@ static struct buf *set(struct gguf_writer *w, const char *key, size_t key_len)
         w->entries = more;
     if (!more || !copy) {
         mem_free(copy);
-        fail(w, key);
+        gguf_writer_fail(w, key);
         return NULL;
     }
     w->entries[w->n_entries] = (struct entry){.key = copy};
@@ -226,7 +226,7 @@ void gguf_writer_add_tensor(struct gguf_writer *writer, const char *name, enum t
             error_set(&w->failure, ERROR_INVALID, "tensor %s: added twice", w->tensors[i].name);
     struct tensor *more = mem_realloc(w->tensors, w->n_tensors + 1, sizeof(*more));
     if (!more) {
-        fail(w, name);
+        gguf_writer_fail(w, name);
         return;
     }
     w->tensors = more;

@@ -29,6 +29,8 @@ void gguf_writer_set_strings(struct gguf_writer *writer, const char *key,
                              const struct vocab_string *strings, size_t n);
 /* An entry of another file under its own key. */
 void gguf_writer_copy(struct gguf_writer *writer, const struct gguf_kv *kv);
+/* What the caller had no memory to make: the write fails, as if the writer had had none. */
+void gguf_writer_fail(struct gguf_writer *writer, const char *what);
 void gguf_writer_remove(struct gguf_writer *writer, const char *key); /* no such key is fine */
 
 /* dims[0] is a row's length and a multiple of the type's block. */

@@ -1,11 +1,10 @@
-/* Opening a model file of either kind, looking things up in it, comparing two. See model_file.h. */
+/* Opening a model file of either kind, looking things up in it. See model_file.h. */
 #include "engine/model/model_file.h"
 
 #include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/model/model_file_internal.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,58 +186,4 @@ uint64_t model_file_hash(const struct model_file *file)
     for (size_t i = 0; i < file->n_tensors; i++)
         hash = hash_tensor(hash, file->by_name[i]);
     return hash;
-}
-
-static int check_pair_params(const struct model_file *full, const struct model_file *twin,
-                             struct error *err)
-{
-    const struct model_params *a = &full->params, *b = &twin->params;
-    const struct {
-        const char *name;
-        uint32_t full, twin;
-    } numbers[] = {
-        {"layers", a->n_layers, b->n_layers},
-        {"heads", a->n_heads, b->n_heads},
-        {"KV heads", a->n_kv_heads, b->n_kv_heads},
-        {"head dimension", a->head_dim, b->head_dim},
-        {"RoPE dimension", a->rope_dim, b->rope_dim},
-        {"vocabulary size", a->vocab_size, b->vocab_size},
-    };
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
-        if (numbers[i].full != numbers[i].twin)
-            return error_set(err, ERROR_INVALID, "%s: %" PRIu32 " expected, found %" PRIu32,
-                             numbers[i].name, numbers[i].full, numbers[i].twin);
-    for (uint32_t i = 0; i < a->rope_dim / 2; i++)
-        if (a->rope_inv_freq[i] != b->rope_inv_freq[i])
-            return error_set(err, ERROR_INVALID,
-                             "RoPE frequency %" PRIu32 ": %.9g expected, found %.9g", i,
-                             (double)a->rope_inv_freq[i], (double)b->rope_inv_freq[i]);
-    return 0;
-}
-
-static int check_pair_vocab(const struct vocab *a, const struct vocab *b, struct error *err)
-{
-    if (a->model != b->model || strcmp(a->pre, b->pre) != 0)
-        return error_set(err, ERROR_INVALID, "tokenizer: %s %s expected, found %s %s",
-                         a->model == VOCAB_BPE ? "bpe" : "spm", a->pre,
-                         b->model == VOCAB_BPE ? "bpe" : "spm", b->pre);
-    for (uint32_t i = 0; i < a->n_tokens; i++) {
-        struct vocab_string x = a->text[i], y = b->text[i];
-        if (x.len != y.len || memcmp(x.data, y.data, x.len) != 0)
-            return error_set(
-                err, ERROR_INVALID, "token %" PRIu32 ": \"%.*s\" expected, found \"%.*s\"", i,
-                (int)(x.len < 40 ? x.len : 40), x.data, (int)(y.len < 40 ? y.len : 40), y.data);
-    }
-    return 0;
-}
-
-int model_file_check_pair(const struct model_file *full, const struct model_file *twin,
-                          struct error *err)
-{
-    int rc = check_pair_params(full, twin, err);
-    if (rc == 0)
-        rc = check_pair_vocab(&full->vocab, &twin->vocab, err);
-    if (rc)
-        error_prefix(err, "%s does not fit %s", twin->path, full->path);
-    return rc;
 }

@@ -49,6 +49,7 @@ struct model_params {
 };
 
 struct gguf_file;
+struct gguf_writer;
 struct model_file;
 
 /* path: a .gguf file or a folder. Logs nothing. */
@@ -71,9 +72,21 @@ const struct tensor *model_file_tensor(const struct model_file *file, const char
 size_t model_file_n_tensors(const struct model_file *file);
 const struct tensor *model_file_tensor_at(const struct model_file *file, size_t i);
 
+/* For a GGUF file of the same model (gguf_write.h): its metadata, to the last word on which the
+ * caller may change single entries. */
+void model_file_describe(const struct model_file *file, struct gguf_writer *writer);
+/* Its q and k rows (and biases): row `row` there is which row here? GGUF's llama has RoPE's pairs
+ * side by side. */
+uint32_t model_file_gguf_row(const struct model_file *file, uint32_t row);
+/* Its tensor rope_freqs.weight [rope_dim / 2], what RoPE's frequencies are divided by, if it needs
+ * one that is not among the tensors here; false if not. */
+bool model_file_rope_divisors(const struct model_file *file, float *ret_divisors);
+
 /* 0 when `twin` can decode on the KV that `full` wrote: same layers, KV heads, heads, head_dim,
- * RoPE and vocabulary. Otherwise ERROR_INVALID naming the first mismatch with both values. */
+ * RoPE, vocabulary and tokenizer. Otherwise ERROR_INVALID naming the first mismatch with both
+ * values. What differs and does no harm, special tokens and the chat template (the full model's
+ * count), is named in *ret_warning; its code is ERROR_NONE when there is nothing to say. */
 int model_file_check_pair(const struct model_file *full, const struct model_file *twin,
-                          struct error *err);
+                          struct error *ret_warning, struct error *err);
 
 #endif

@@ -1,5 +1,6 @@
 /* Opening the engine: models, KV, teams, threads; and closing it again. See engine.h. */
 #include "engine/base/hash.h"
+#include "engine/base/log.h"
 #include "engine/base/mem.h"
 #include "engine/base/system.h"
 #include "engine/pool/pool_internal.h"
@@ -147,14 +148,17 @@ static int open_twin(struct engine *engine, struct progress *progress, struct er
 {
     const struct engine_options *o = &engine->options;
     struct model_file *file;
+    struct error warning = {0};
     int rc = model_file_open(o->pruned_path, &file, err);
     if (rc)
         return rc;
-    rc = model_file_check_pair(engine->full->file, file, err);
+    rc = model_file_check_pair(engine->full->file, file, &warning, err);
     if (rc) {
         model_file_close(file);
         return rc;
     }
+    if (warning.code)
+        log_warn("%s: %s; the full model's is used", o->pruned_path, warning.message);
     progress->what = "packing the pruned model";
     progress->begin += progress->width;
     return model_open(file, model_weights_of(o->weights), o->context, report_progress, progress,

@@ -1,7 +1,6 @@
 /* What a twin's file says of itself: the source's metadata with the twin's sizes, and how it was
  * made.
  */
-#include "engine/model/gguf.h"
 #include "engine/model/gguf_write.h"
 #include "engine/prune/prune_internal.h"
 
@@ -12,12 +11,10 @@ void twin_metadata(const struct model_file *file, const char *method, uint32_t h
                    uint64_t calibration_hash, struct gguf_writer *writer)
 {
     const struct model_params *p = model_file_params(file);
-    const struct gguf_file *gguf = model_file_gguf(file);
     char key[96];
     char text[160];
 
-    for (size_t i = 0; i < gguf_n_kv(gguf); i++)
-        gguf_writer_copy(writer, gguf_kv_at(gguf, i));
+    model_file_describe(file, writer);
     const struct {
         const char *key;
         uint32_t value;
@@ -31,6 +28,8 @@ void twin_metadata(const struct model_file *file, const char *method, uint32_t h
         snprintf(key, sizeof(key), "%s.%s", model_arch_name(p->arch), sizes[i].key);
         gguf_writer_set_u32(writer, key, sizes[i].value);
     }
+    if (hidden == p->hidden && mlp == p->mlp && !calibration_hash)
+        return; /* the model itself, in a file of another kind or type */
     snprintf(text, sizeof(text), "%s pruned to %u/%u", p->name, hidden, mlp);
     gguf_writer_set_string(writer, "general.name", text);
     gguf_writer_set_string(writer, "overfill.prune.method", method);

@@ -51,9 +51,13 @@ static int choose_channels(const struct prune_options *options, const struct mod
     struct sample_set samples = {0};
     struct importance importance = {0};
 
+    if (options->keep_path)
+        return kept_read(options->keep_path, model_file_params(file), ret_kept, err);
     if (report->hidden == report->hidden_full && report->mlp == report->mlp_full)
-        return kept_all(model_file_params(file), ret_kept, err);
+        return kept_first(report->n_layers, report->hidden, report->mlp, ret_kept, err);
     int rc = read_calibration(options, file, &samples, err);
+    if (rc == 0)
+        rc = room_check_memory(file, &samples, err);
     if (rc == 0)
         rc = importance_measure(options, file, &samples, &importance, err);
     if (rc == 0)
@@ -72,7 +76,11 @@ static int run_minitron(const struct prune_options *options, const struct model_
     uint64_t hash = 0;
     int rc = choose_channels(options, file, report, &kept, &hash, err);
     if (rc == 0)
+        rc = room_check_disk(options, file, kept.hidden, kept.mlp, err);
+    if (rc == 0)
         rc = slice_write(options, file, &kept, hash, err);
+    report->hidden = kept.hidden;
+    report->mlp = kept.mlp;
     report->hidden_energy = kept.hidden_energy;
     report->mlp_energy = kept.mlp_energy;
     kept_free(&kept);
@@ -94,6 +102,18 @@ static int run_reconstruct(const struct prune_options *options, const struct mod
     return rc;
 }
 
+static int check_options(const struct prune_options *options, struct error *err)
+{
+    bool has_widths = options->hidden != 0 || options->mlp != 0;
+    if (options->keep_path && (has_widths || options->n_calibration))
+        return error_set(err, ERROR_INVALID,
+                         "keep: the file says what stays; no hidden, mlp or calibration expected");
+    if (options->method != PRUNE_MINITRON && (options->keep_path || options->exact_widths))
+        return error_set(err, ERROR_INVALID, "%s: method minitron expected",
+                         options->keep_path ? "keep" : "exact-widths");
+    return 0;
+}
+
 static int prune_file(const struct prune_options *options, const struct model_file *file,
                       struct prune_report *report, struct error *err)
 {
@@ -101,19 +121,25 @@ static int prune_file(const struct prune_options *options, const struct model_fi
     report->hidden_full = p->hidden;
     report->mlp_full = p->mlp;
     report->n_layers = p->n_layers;
-    if (!model_file_gguf(file))
-        return error_set(err, ERROR_UNSUPPORTED,
-                         "%s: pruning starts from a GGUF file, this is a folder",
-                         options->model_path);
-    int rc = width_resolve("hidden", options->hidden, p->hidden, &report->hidden, err);
+    int rc = check_options(options, err);
     if (rc == 0)
-        rc = width_resolve("mlp", options->mlp, p->mlp, &report->mlp, err);
+        rc = width_resolve("hidden", options->hidden, p->hidden, options->exact_widths,
+                           &report->hidden, err);
+    if (rc == 0)
+        rc = width_resolve("mlp", options->mlp, p->mlp, options->exact_widths, &report->mlp, err);
+    if (rc == 0 && !options->keep_path) /* its widths are not known yet */
+        rc = room_check_disk(options, file, report->hidden, report->mlp, err);
     if (rc)
         return rc;
     /* nothing removed and nothing to learn from: a copy, whatever the method */
     bool is_copy = report->hidden == p->hidden && report->mlp == p->mlp && !options->n_calibration;
     if (options->method == PRUNE_MINITRON || is_copy)
         return run_minitron(options, file, report, err);
+    if (!model_file_gguf(file))
+        return error_set(err, ERROR_UNSUPPORTED,
+                         "%s: method reconstruct starts from a GGUF file, this is a folder; a "
+                         "prune without widths makes a GGUF file of it",
+                         options->model_path);
     return run_reconstruct(options, file, report, err);
 }
 

@@ -11,6 +11,7 @@
 
 #include "engine/base/error.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,7 +24,7 @@ const char *prune_method_name(enum prune_method method);
 
 struct prune_options {
     enum prune_method method;
-    const char *model_path; /* a GGUF file */
+    const char *model_path; /* a GGUF file; to be sliced or copied also a Hugging Face folder */
     const char *out_path;
     /* Text files, or JSONL with `messages`, `prompt` or `text`; may be .gz. They share the tokens.
      */
@@ -32,6 +33,10 @@ struct prune_options {
     const char *chat_template; /* a family's name, or NULL: recognised from the file */
     size_t n_tokens;           /* of calibration at most; 0: PRUNE_TOKENS */
     double hidden, mlp;        /* kept width: above 1 a size, up to 1 a share; 0: all */
+    bool exact_widths;         /* minitron: int(share * width), as the authors' artefacts; stored
+                                  with zeros behind where a type has only whole blocks */
+    const char *keep_path;     /* minitron: JSON with the channels to keep, instead of widths and
+                                  calibration; NULL: none */
     /* enum tensor_type of the matrices. PRUNE_TYPE_KEEP: reconstruct writes Q8_0; of a sliced model
      * each keeps its own (Q8_0 if that type cannot be written), and rows that lose no columns keep
      * their bytes */

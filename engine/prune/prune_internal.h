@@ -24,18 +24,34 @@ struct kept {
     uint32_t *mlp_index;    /* [n_layers][mlp] */
     double hidden_energy, mlp_energy;
 };
-/* A width as given on the command line to channels, rounded to PRUNE_WIDTH_MULTIPLE. */
-int width_resolve(const char *name, double wanted, uint32_t full, uint32_t *ret_width,
+/* A width as given on the command line to channels, rounded to PRUNE_WIDTH_MULTIPLE, or exactly
+ * int(share * full). */
+int width_resolve(const char *name, double wanted, uint32_t full, bool exact, uint32_t *ret_width,
                   struct error *err);
 int kept_choose(const struct importance *importance, uint32_t hidden, uint32_t mlp,
                 struct kept *ret_kept, struct error *err);
-/* All channels, without a look at any text. */
-int kept_all(const struct model_params *params, struct kept *ret_kept, struct error *err);
+/* The first so many channels, which may be all, without a look at any text. */
+int kept_first(uint32_t n_layers, uint32_t hidden, uint32_t mlp, struct kept *ret_kept,
+               struct error *err);
 void kept_free(struct kept *kept);
+/* keep_list.c: those that a JSON file lists. */
+int kept_read(const char *path, const struct model_params *params, struct kept *ret_kept,
+              struct error *err);
 
 /* slice.c: the narrower model. */
 int slice_write(const struct prune_options *options, const struct model_file *file,
                 const struct kept *kept, uint64_t calibration_hash, struct error *err);
+
+/* The file's size with these widths, all but its metadata. */
+size_t slice_bytes(const struct prune_options *options, const struct model_file *file,
+                   uint32_t hidden, uint32_t mlp);
+
+/* room.c: refuses what would not fit the disk, with the bytes needed; and, for minitron, the
+ * memory. */
+int room_check_disk(const struct prune_options *options, const struct model_file *file,
+                    uint32_t hidden, uint32_t mlp, struct error *err);
+int room_check_memory(const struct model_file *file, const struct sample_set *samples,
+                      struct error *err);
 
 /* reconstruct.c: a twin that is solved for. Fills the report's figures. */
 int reconstruct_run(const struct prune_options *options, const struct model_file *file,

@@ -43,21 +43,24 @@ static void choose(const double *score, uint32_t full, uint32_t n, struct scored
     }
 }
 
-int width_resolve(const char *name, double wanted, uint32_t full, uint32_t *ret_width,
+int width_resolve(const char *name, double wanted, uint32_t full, bool exact, uint32_t *ret_width,
                   struct error *err)
 {
+    uint32_t least = exact ? 1 : PRUNE_WIDTH_MULTIPLE;
     if (wanted < 0 || wanted > full || !isfinite(wanted))
         return error_set(err, ERROR_INVALID,
-                         "%s: %g, expected a share up to 1 or a width of %d to %u", name, wanted,
-                         PRUNE_WIDTH_MULTIPLE, full);
+                         "%s: %g, expected a share up to 1 or a width of %u to %u", name, wanted,
+                         least, full);
     double width = wanted == 0 ? full : wanted <= 1 ? wanted * full : wanted;
-    uint32_t rounded = (uint32_t)lround(width / PRUNE_WIDTH_MULTIPLE) * PRUNE_WIDTH_MULTIPLE;
-    if (width == full || rounded > full)
-        rounded = full; /* nothing is cut, whatever the model's width */
-    if (rounded == 0)
-        return error_set(err, ERROR_INVALID, "%s: %g keeps less than %d of %u channels", name,
-                         wanted, PRUNE_WIDTH_MULTIPLE, full);
-    *ret_width = rounded;
+    uint32_t resolved = (uint32_t)width; /* as the authors' int() */
+    if (!exact)
+        resolved = (uint32_t)lround(width / PRUNE_WIDTH_MULTIPLE) * PRUNE_WIDTH_MULTIPLE;
+    if (width == full || resolved > full)
+        resolved = full; /* nothing is cut, whatever the model's width */
+    if (resolved == 0)
+        return error_set(err, ERROR_INVALID, "%s: %g keeps less than %u of %u channels", name,
+                         wanted, least, full);
+    *ret_width = resolved;
     return 0;
 }
 
@@ -99,16 +102,17 @@ int kept_choose(const struct importance *importance, uint32_t hidden, uint32_t m
     return 0;
 }
 
-int kept_all(const struct model_params *params, struct kept *ret_kept, struct error *err)
+int kept_first(uint32_t n_layers, uint32_t hidden, uint32_t mlp, struct kept *ret_kept,
+               struct error *err)
 {
     struct kept kept;
-    int rc = alloc_kept(params->n_layers, params->hidden, params->mlp, &kept, err);
+    int rc = alloc_kept(n_layers, hidden, mlp, &kept, err);
     if (rc)
         return rc;
-    for (uint32_t i = 0; i < params->hidden; i++)
+    for (uint32_t i = 0; i < hidden; i++)
         kept.hidden_index[i] = i;
-    for (size_t i = 0; i < (size_t)params->n_layers * params->mlp; i++)
-        kept.mlp_index[i] = (uint32_t)(i % params->mlp);
+    for (size_t i = 0; i < (size_t)n_layers * mlp; i++)
+        kept.mlp_index[i] = (uint32_t)(i % mlp);
     *ret_kept = kept;
     return 0;
 }

@@ -8,23 +8,29 @@
 #include <string.h>
 #include <unistd.h>
 
-static struct model *open_model(const struct tiny *tiny, enum model_weights weights)
+static struct model *open_path(const char *path, enum model_weights weights)
 {
-    char path[] = P_tmpdir "/overfill-test-XXXXXX";
     struct model_file *file = NULL;
     struct model *model = NULL;
     struct error err = {0};
+    int rc = model_file_open(path, &file, &err);
+    if (rc == 0)
+        rc = model_open(file, weights, RIG_MAX_TOKENS, NULL, NULL, &model, &err);
+    if (rc)
+        fail_msg("%s", err.message);
+    return model;
+}
+
+static struct model *open_tiny(const struct tiny *tiny, enum model_weights weights)
+{
+    char path[] = P_tmpdir "/overfill-test-XXXXXX";
     int fd = mkstemp(path);
 
     assert_true(fd >= 0);
     close(fd);
     tiny_write_gguf(tiny, path);
-    int rc = model_file_open(path, &file, &err);
-    if (rc == 0)
-        rc = model_open(file, weights, RIG_MAX_TOKENS, NULL, NULL, &model, &err);
+    struct model *model = open_path(path, weights);
     unlink(path); /* it stays mapped */
-    if (rc)
-        fail_msg("%s", err.message);
     return model;
 }
 
@@ -32,9 +38,12 @@ void rig_open(struct rig *rig, const struct rig_options *o)
 {
     struct error err = {0};
     const struct kernels *kernels = o->kernels;
-    *rig = (struct rig){.model = open_model(o->tiny, o->weights)};
-    if (o->twin)
-        rig->twin = open_model(o->twin, o->weights);
+    *rig = (struct rig){
+        .model = o->path ? open_path(o->path, o->weights) : open_tiny(o->tiny, o->weights),
+        .twin = o->twin_path ? open_path(o->twin_path, o->weights)
+                : o->twin    ? open_tiny(o->twin, o->weights)
+                             : NULL,
+    };
     const struct model_params *p = &rig->model->params;
     const struct kv_layout layout = {p->n_layers, p->n_kv_heads, p->head_dim, o->kv_bytes};
     const struct model *models[] = {rig->model, rig->twin};

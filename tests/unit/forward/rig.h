@@ -22,6 +22,7 @@ struct rig_options {
     uint32_t kv_bytes; /* of an element: 2 or 4 */
     unsigned n_threads;
     const struct kernels *kernels; /* NULL: the best here */
+    const char *path, *twin_path;  /* model files or folders, instead of tiny and twin */
 };
 
 void rig_open(struct rig *rig, const struct rig_options *options);

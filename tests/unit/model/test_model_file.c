@@ -454,7 +454,9 @@ static void a_narrower_twin_fits(void **state)
     tiny.change = true_width_11;
     struct model_file *twin = open_tiny(&tiny, path_b);
 
-    assert_int_equal(model_file_check_pair(full, twin, &err), 0);
+    struct error warning = {0};
+    assert_int_equal(model_file_check_pair(full, twin, &warning, &err), 0);
+    assert_int_equal(warning.code, ERROR_NONE);
     assert_int_equal(model_file_params(twin)->norm_width, 11);
     model_file_close(full);
     model_file_close(twin);
@@ -477,34 +479,154 @@ static void other_theta(struct gguf_writer *w)
     gguf_writer_set_f32(w, "llama.rope.freq_base", 500000);
 }
 
+static void other_rope_dim(struct gguf_writer *w)
+{
+    gguf_writer_set_u32(w, "llama.rope.dimension_count", 2);
+}
+
+static void other_merge(struct gguf_writer *w)
+{
+    static const struct vocab_string merges[] = {{"a b", 3}, {"a bc", 4}};
+    gguf_writer_set_strings(w, "tokenizer.ggml.merges", merges, 2);
+}
+
+static void one_merge(struct gguf_writer *w)
+{
+    static const struct vocab_string merges[] = {{"a b", 3}};
+    gguf_writer_set_strings(w, "tokenizer.ggml.merges", merges, 1);
+}
+
 static void a_twin_that_differs_is_refused_with_both_values(void **state)
 {
-    struct tiny tinies[6];
-    static const char *const says[] = {"layers: 2 expected, found 3",
-                                       "heads: 4 expected, found 2",
-                                       "head dimension: 4 expected, found 6",
-                                       "RoPE frequency 1: 0.00999999978 expected, found 0.00141",
-                                       "token 5: \"c\" expected, found \"B\"",
-                                       "tokenizer: bpe gpt-2 expected, found bpe qwen2"};
-    struct tiny tiny = tiny_default();
+    const struct tiny tiny = tiny_default();
+    struct {
+        const char *says;
+        struct tiny tiny;
+    } cases[] = {
+        {"layers: 2 expected, found 3", tiny},
+        {": heads: 4 expected, found 2", tiny},
+        {"KV heads: 2 expected, found 1", tiny},
+        {"head dimension: 4 expected, found 6", tiny},
+        {"vocabulary size: 12 expected, found 14", tiny},
+        {"RoPE dimension: 4 expected, found 2", tiny},
+        {"RoPE frequency 1: 0.00999999978 expected, found 0.00141", tiny},
+        {"RoPE frequency 0: 1 expected, found 0.5", tiny},
+        {"token 5: \"c\" expected, found \"B\"", tiny},
+        {"tokenizer: bpe gpt-2 expected, found bpe qwen2", tiny},
+        {"tokenizer: bpe gpt-2 expected, found spm default", tiny},
+        {"tokenizer: merge 1: \"ab c\" expected, found \"a bc\"", tiny},
+        {"tokenizer: 2 merges expected, found 1", tiny},
+    };
+    cases[0].tiny.n_layers = 3;
+    cases[1].tiny.n_heads = 2;
+    cases[2].tiny.n_kv_heads = 1;
+    cases[3].tiny.head_dim = 6;
+    cases[4].tiny.n_tokens = 14;
+    cases[5].tiny.change = other_rope_dim;
+    cases[6].tiny.change = other_theta;
+    cases[7].tiny.rope_freqs = true;
+    cases[8].tiny.change = other_token;
+    cases[9].tiny.change = other_pre;
+    cases[10].tiny.change = spm_defaults;
+    cases[11].tiny.change = other_merge;
+    cases[12].tiny.change = one_merge;
     struct model_file *full = open_tiny(&tiny, path_a);
-
-    for (size_t i = 0; i < 6; i++)
-        tinies[i] = tiny;
-    tinies[0].n_layers = 3;
-    tinies[1].n_heads = 2;
-    tinies[2].head_dim = 6;
-    tinies[3].change = other_theta;
-    tinies[4].change = other_token;
-    tinies[5].change = other_pre;
-    for (size_t i = 0; i < 6; i++) {
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct error err = {0};
-        struct model_file *twin = open_tiny(&tinies[i], path_b);
-        assert_int_equal(model_file_check_pair(full, twin, &err), -ERROR_INVALID);
-        if (!strstr(err.message, says[i]) || !strstr(err.message, "b.gguf does not fit "))
-            fail_msg("\"%s\" expected, found \"%s\"", says[i], err.message);
+        struct error warning;
+        struct model_file *twin = open_tiny(&cases[i].tiny, path_b);
+        assert_int_equal(model_file_check_pair(full, twin, &warning, &err), -ERROR_INVALID);
+        if (!strstr(err.message, cases[i].says) || !strstr(err.message, "b.gguf does not fit "))
+            fail_msg("\"%s\" expected, found \"%s\"", cases[i].says, err.message);
         model_file_close(twin);
     }
+    model_file_close(full);
+}
+
+static void other_bos_text(struct gguf_writer *w)
+{
+    static const struct vocab_string tokens[TINY_TOKENS] = {
+        {"<unk>", 5}, {"<bos>", 5}, {"</s>", 4},     {"a", 1}, {"b", 1},      {"c", 1},
+        {"ab", 2},    {"abc", 3},   {"\xc4\xa0", 2}, {"d", 1}, {"<0x0A>", 6}, {"x", 1}};
+    gguf_writer_set_strings(w, "tokenizer.ggml.tokens", tokens, TINY_TOKENS);
+}
+
+static void other_eos(struct gguf_writer *w)
+{
+    gguf_writer_set_u32(w, "tokenizer.ggml.eos_token_id", 1);
+}
+
+static void adds_bos(struct gguf_writer *w)
+{
+    gguf_writer_set_bool(w, "tokenizer.ggml.add_bos_token", true);
+}
+
+static void other_template(struct gguf_writer *w)
+{
+    gguf_writer_set_string(w, "tokenizer.chat_template", "{{ other }}");
+}
+
+static void other_special_tokens_and_template_are_a_warning(void **state)
+{
+    static const struct {
+        void (*change)(struct gguf_writer *w);
+        const char *says;
+    } cases[] = {
+        {other_bos_text, "special token 1 is \"<bos>\", in the full model \"<s>\""},
+        {other_eos, "token eos is 1, in the full model 2"},
+        {adds_bos, "add_bos is 1, in the full model 0"},
+        {other_template, "the chat template is not the full model's"},
+    };
+    struct tiny tiny = tiny_default();
+    struct model_file *full = open_tiny(&tiny, path_a);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct error warning = {0};
+        struct error err = {0};
+        tiny.change = cases[i].change;
+        struct model_file *twin = open_tiny(&tiny, path_b);
+        if (model_file_check_pair(full, twin, &warning, &err))
+            fail_msg("%s", err.message);
+        assert_string_equal(warning.message, cases[i].says);
+        model_file_close(twin);
+    }
+    model_file_close(full);
+}
+
+static void put_scores(struct gguf_writer *w, const float *scores)
+{
+    spm_defaults(w);
+    gguf_writer_set_items(w, "tokenizer.ggml.scores", GGUF_F32, true, scores, TINY_TOKENS);
+}
+
+static void same_order(struct gguf_writer *w)
+{
+    put_scores(w, (const float[TINY_TOKENS]){0, 0, 0, -7, -8, -9, -5});
+}
+
+static void c_before_b(struct gguf_writer *w)
+{
+    put_scores(w, (const float[TINY_TOKENS]){0, 0, 0, -1, -3, -2, -0.5f});
+}
+
+static void sentencepiece_scores_are_compared_by_their_order(void **state)
+{
+    struct tiny tiny = tiny_default();
+    struct error warning = {0};
+    struct error err = {0};
+    tiny.change = spm_defaults;
+    struct model_file *full = open_tiny(&tiny, path_a);
+    tiny.change = same_order;
+    struct model_file *twin = open_tiny(&tiny, path_b);
+    if (model_file_check_pair(full, twin, &warning, &err))
+        fail_msg("%s", err.message);
+    assert_int_equal(warning.code, ERROR_NONE);
+    model_file_close(twin);
+
+    tiny.change = c_before_b;
+    twin = open_tiny(&tiny, path_b);
+    assert_int_equal(model_file_check_pair(full, twin, &warning, &err), -ERROR_INVALID);
+    assert_non_null(strstr(err.message, "token 4 expected to be merged before token 5"));
+    model_file_close(twin);
     model_file_close(full);
 }
 
@@ -665,6 +787,8 @@ int main(void)
         cmocka_unit_test(the_vocabulary_has_llama_cpps_defaults),
         cmocka_unit_test(a_narrower_twin_fits),
         cmocka_unit_test(a_twin_that_differs_is_refused_with_both_values),
+        cmocka_unit_test(other_special_tokens_and_template_are_a_warning),
+        cmocka_unit_test(sentencepiece_scores_are_compared_by_their_order),
         cmocka_unit_test(the_hash_tells_files_apart),
         cmocka_unit_test(damage_to_the_header_never_crashes),
         cmocka_unit_test(a_failed_allocation_is_an_error),

@@ -61,6 +61,15 @@ int mapped_file_keep(const void *data, size_t bytes, struct error *err)
     return rc;
 }
 
+void mapped_file_forget(const void *data, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t start = ((uintptr_t)data + page - 1) & ~(page - 1); /* whole pages only */
+    uintptr_t end = ((uintptr_t)data + bytes) & ~(page - 1);
+    if (start < end)
+        madvise((void *)start, end - start, MADV_DONTNEED); /* clean pages of a file: no loss */
+}
+
 void mapped_file_close(struct mapped_file *map)
 {
     if (map->data)

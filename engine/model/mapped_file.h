@@ -20,5 +20,8 @@ void mapped_file_close(struct mapped_file *map); /* also of a zeroed struct */
 /* data[bytes] lies in a mapping: copies its pages into the process's own memory, where they are,
  * so that they stay readable when the file is cut or overwritten. Once, before others read. */
 int mapped_file_keep(const void *data, size_t bytes, struct error *err);
+/* data[bytes] lies in a mapping and will not be read soon: its pages may leave this process's
+ * memory. Reading them again works, from the page cache or the disk. Not for what was kept. */
+void mapped_file_forget(const void *data, size_t bytes);
 
 #endif

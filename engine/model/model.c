@@ -258,6 +258,14 @@ static int open_rope(struct model *model, struct error *err)
     return 0;
 }
 
+/* What is packed is not held twice. */
+static void forget_layer(const struct layer_tensors *t)
+{
+    const struct tensor *const packed[] = {t->q, t->k, t->v, t->o, t->gate, t->up, t->down};
+    for (size_t i = 0; i < sizeof(packed) / sizeof(packed[0]); i++)
+        mapped_file_forget(packed[i]->data, packed[i]->bytes);
+}
+
 static int open_matrices(struct model *model, model_progress_fn *progress, void *user,
                          struct error *err)
 {
@@ -277,9 +285,12 @@ static int open_matrices(struct model *model, model_progress_fn *progress, void 
             progress(user, (double)l / (p->n_layers + 1));
         layer_tensors_find(model->file, l, &tensors);
         rc = pack_layer(model, l, &tensors, rows, err);
+        forget_layer(&tensors);
     }
     if (rc == 0)
         rc = pack_plain(model, p->tied ? model->embedding : head, rows, &model->head, err);
+    if (rc == 0 && !p->tied)
+        mapped_file_forget(head->data, head->bytes);
     if (rc == 0 && progress)
         progress(user, 1);
     return rc;

@@ -4,6 +4,7 @@
 #include "engine/base/mem.h"
 #include "engine/model/gguf.h"
 #include "engine/model/gguf_write.h"
+#include "engine/model/mapped_file.h"
 #include "engine/prune/prune_internal.h"
 
 #include <inttypes.h>
@@ -284,6 +285,7 @@ static int write_tensors(const struct plan *plan, const float *rope, struct gguf
         struct cut cut = plan_cut(plan, model_file_tensor_at(plan->file, i));
         rc =
             cut.verbatim ? copy_rows(writer, plan, &cut, err) : write_rows(writer, plan, &cut, err);
+        mapped_file_forget(cut.tensor->data, cut.tensor->bytes);
         if (options->progress)
             options->progress(options->user, "writing", (double)(i + 1) / (double)n);
     }

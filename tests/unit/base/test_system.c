@@ -3,6 +3,7 @@
 #include "tests/unit/check.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -54,11 +55,23 @@ static void peak_memory_grows_with_what_was_touched(void **state)
     free((void *)p);
 }
 
+static void disk_is_asked_for_in_the_files_folder(void **state)
+{
+    size_t in_tmp = 0;
+    size_t untouched = 7;
+    assert_true(system_disk_free(P_tmpdir "/not-there-yet", &in_tmp));
+    assert_true(in_tmp > 0);
+    assert_true(system_disk_free("not-there-yet", &in_tmp));
+    assert_false(system_disk_free("/no/such/folder/file", &untouched));
+    assert_int_equal(untouched, 7);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cpu_count_follows_the_affinity),
         cmocka_unit_test(memory_is_plausible),
+        cmocka_unit_test(disk_is_asked_for_in_the_files_folder),
         cmocka_unit_test(clock_goes_forward),
         cmocka_unit_test(peak_memory_grows_with_what_was_touched),
     };

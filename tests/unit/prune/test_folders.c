@@ -61,8 +61,19 @@ static double largest_difference(const float *a, const float *b, size_t n)
     return most;
 }
 
+/* The root mean square of a - b, as a share of b's. */
+static double relative_difference(const float *a, const float *b, size_t n)
+{
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        size += (double)b[i] * (double)b[i];
+    }
+    return sqrt(difference / size);
+}
+
 /* All tokens in one pass, and as a prefill with one token a pass after it. */
-static void check_logits(const char *path, const struct expected *e, double tolerance)
+static void check_logits(const char *path, const struct expected *e)
 {
     struct rig rig;
     rig_open(&rig, &(struct rig_options){
@@ -82,7 +93,7 @@ static void check_logits(const char *path, const struct expected *e, double tole
     free(whole);
     print_message("  %-50s off by %.1e, in decode %.1e\n", path + strlen(path) - 30, prefill,
                   decode);
-    if (!(prefill < tolerance && decode < tolerance))
+    if (!(prefill < TOLERANCE && decode < TOLERANCE))
         fail_msg("%s: logits off by %g, in decode by %g", path, prefill, decode);
 }
 
@@ -113,7 +124,7 @@ static void folders_give_the_logits_of_transformers(void **state)
         folder_of(names[i], folder);
         expected_read(folder, &e);
         check_ids(folder, &e);
-        check_logits(folder, &e, TOLERANCE);
+        check_logits(folder, &e);
         expected_free(&e);
     }
 }
@@ -127,9 +138,9 @@ static void their_gguf_files_give_the_same(void **state)
         expected_read(folder, &e);
         prune_to_gguf(&(struct prune_options){.model_path = folder, .type = PRUNE_TYPE_KEEP});
         check_ids(gguf_path, &e);
-        check_logits(gguf_path, &e, TOLERANCE);
+        check_logits(gguf_path, &e);
         prune_to_gguf(&(struct prune_options){.model_path = folder, .type = TENSOR_F32});
-        check_logits(gguf_path, &e, TOLERANCE);
+        check_logits(gguf_path, &e);
         expected_free(&e);
     }
 }
@@ -156,32 +167,33 @@ static void a_gguf_file_fits_its_folder(void **state)
 }
 
 /* Types of blocks take whole blocks: the file's rows are longer than the model's width, and the
- * norms' means know the true one. The same weights in a type without blocks are the measure. */
+ * norms' means know the true one. */
 static void odd_widths_are_padded_in_block_types_only(void **state)
 {
     static const struct {
         enum tensor_type type;
         uint32_t hidden, mlp;
-        double tolerance;
-    } cases[] = {
-        {TENSOR_F32, 49, 35, TOLERANCE},
-        {TENSOR_BF16, 49, 35, TOLERANCE},
-        {TENSOR_Q8_0, 64, 64, 0.15}, /* what eight bits cost, far below logits of tens */
-    };
+    } cases[] = {{TENSOR_F32, 49, 35}, {TENSOR_BF16, 49, 35}, {TENSOR_Q8_0, 64, 64}};
     struct expected e;
     expected_read(TINY "llama3-tied-twin", &e);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        struct model_file *file;
-        struct error err;
+        struct rig rig;
         prune_to_gguf(&(struct prune_options){.model_path = TINY "llama3-tied-twin",
                                               .type = (int)cases[i].type});
-        if (model_file_open(gguf_path, &file, &err))
-            fail_msg("%s", err.message);
-        assert_int_equal(model_file_params(file)->hidden, cases[i].hidden);
-        assert_int_equal(model_file_params(file)->mlp, cases[i].mlp);
-        assert_int_equal(model_file_params(file)->norm_width, 49);
-        model_file_close(file);
-        check_logits(gguf_path, &e, cases[i].tolerance);
+        rig_open(&rig, &(struct rig_options){.path = gguf_path,
+                                             .weights = MODEL_WEIGHTS_F32,
+                                             .kv_bytes = 4,
+                                             .n_threads = 1});
+        assert_int_equal(rig.model->params.hidden, cases[i].hidden);
+        assert_int_equal(rig.model->params.mlp, cases[i].mlp);
+        assert_int_equal(rig.model->params.norm_width, 49);
+        float *logits = rig_logits(&rig, e.text_tokens, e.n_tokens, e.n_tokens);
+        double d = relative_difference(logits, e.logits, (size_t)e.n_tokens * e.n_vocab);
+        print_message("  %s: off by %.1e of the logits\n", tensor_type_name(cases[i].type), d);
+        /* eight bits cost less than a mean over 64 instead of 49 would, which is 14 % */
+        assert_true(d < (cases[i].type == TENSOR_Q8_0 ? 0.05 : 1e-4));
+        free(logits);
+        rig_close(&rig);
     }
     expected_free(&e);
 }
@@ -224,9 +236,9 @@ static void a_twin_of_odd_widths_decodes_on_the_full_models_kv(void **state)
         assert_true(largest_difference(f32, e.logits, n_full) < TOLERANCE);
         assert_true(largest_difference(f32 + n_full, e.logits + n_full, n - n_full) > 0.1);
         assert_true(largest_difference(f32, gguf, n) < TOLERANCE);
-        double rounding = largest_difference(f32, packed, n);
-        print_message("  int8 weights move logits by %.1e\n", rounding);
-        assert_true(rounding > 0 && rounding < 0.3);
+        double rounding = relative_difference(packed, f32, n);
+        print_message("  int8 weights move logits by %.1e of them\n", rounding);
+        assert_true(rounding > 0 && rounding < 0.05);
         free(f32);
         free(packed);
         free(gguf);
@@ -331,7 +343,8 @@ static void a_bad_list_is_refused_by_name(void **state)
 
 static void exact_widths_are_not_rounded(void **state)
 {
-    put_keep("Wind and rain came over the sea before the lamp was lit, and nobody knew why.\n");
+    put_keep("Wind and rain came over the sea before the lamp was lit, and nobody knew why; so the "
+             "keeper went up once more, counted the stairs, and wrote down what he saw there.\n");
     const char *text = keep_path;
     struct prune_options options = {.method = PRUNE_MINITRON,
                                     .model_path = TINY "llama3-tied",

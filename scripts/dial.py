@@ -162,8 +162,6 @@ def report(results: dict) -> str:
         accepted = f"{r['accepted']:.0%}" if r["accepted"] is not None else ""
         lines.append(f"| {name_of(r['mode'], r['every'])} | {r['kl']:.3f} | {r['agree']:.1%} | {r['lambada']:.1%} | "
                      f"{r['tok_s']['1']:.0f} | {r['tok_s']['16']:.0f} | {accepted} |")
-    if results.get("note"):
-        lines += ["", results["note"]]
     lines += ["", "![Agreement with the full model against tokens a second](dial.svg)"]
     return "\n".join(lines) + "\n"
 

@@ -91,8 +91,7 @@ static void check_logits(const char *path, const struct expected *e)
     rig_sequence_close(&rig, &s);
     rig_close(&rig);
     free(whole);
-    print_message("  %-50s off by %.1e, in decode %.1e\n", path + strlen(path) - 30, prefill,
-                  decode);
+    print_message("  off by %.1e, in decode %.1e: %s\n", prefill, decode, path);
     if (!(prefill < TOLERANCE && decode < TOLERANCE))
         fail_msg("%s: logits off by %g, in decode by %g", path, prefill, decode);
 }

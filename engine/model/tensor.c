@@ -391,11 +391,10 @@ void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *
 
 /* Blocks hold a half scale: what does not fit would come back as NaN. The largest scale is
  * a 127th (Q8_0) to a 7.5th (Q4_1: of the range) of the largest magnitude. */
-static int check_block_values(enum tensor_type type, const float *src, size_t first,
-                              struct error *err)
+int tensor_check_block_values(enum tensor_type type, const float *src, size_t n, struct error *err)
 {
-    for (size_t i = first; i < first + SMALL_BLOCK; i++)
-        if (!(fabsf(src[i]) <= TENSOR_MOST_IN_BLOCK))
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(src[i]) <= 65504.0f))
             return error_set(err, ERROR_INVALID, "element %zu: %g cannot be stored as %s", i,
                              (double)src[i], types[type].name);
     return 0;
@@ -409,15 +408,10 @@ int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst
     if (!row->from_float)
         return error_set(err, ERROR_UNSUPPORTED, "cannot write tensors of type %s",
                          tensor_type_name(type));
-    for (size_t i = 0; i < n; i += row->elements, block += row->bytes) {
-        if (row->elements > 1) {
-            int rc = check_block_values(type, src, i, err);
-            if (rc)
-                return rc;
-        }
+    int rc = row->elements > 1 ? tensor_check_block_values(type, src, n, err) : 0;
+    for (size_t i = 0; i < n && rc == 0; i += row->elements, block += row->bytes)
         row->from_float(src + i, block);
-    }
-    return 0;
+    return rc;
 }
 
 const struct tensor_grid *tensor_type_grid(enum tensor_type type)

@@ -53,10 +53,12 @@ bool tensor_type_bytes(enum tensor_type type, uint64_t n, size_t *ret_bytes);
 /* n elements (a multiple of the block) from src to dst[n]. */
 void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *dst);
 /* The same back: F32, F16, BF16, Q8_0, Q4_0, Q4_1. ERROR_UNSUPPORTED for the others. A value that
- * a block type cannot hold (not finite, over TENSOR_MOST_IN_BLOCK) is ERROR_INVALID. */
-#define TENSOR_MOST_IN_BLOCK 65504.0f
+ * a block type cannot hold (not finite, over 65504) is ERROR_INVALID. */
 int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst,
                     struct error *err);
+
+/* That check alone, of n elements for a block type. */
+int tensor_check_block_values(enum tensor_type type, const float *src, size_t n, struct error *err);
 
 /* What the elements of a block of 32 can be: d * q + m, low <= q <= high; m is 0 without has_min. d
  * and m are kept as halves. */

@@ -36,7 +36,7 @@ void dense_product(struct team *team, const struct product *product)
 {
     struct product p = *product;
     size_t n_units = (p.m + PANEL_ROWS - 1) / PANEL_ROWS;
-    if (team) {
+    if (team && n_units > 1) {
         team_begin(team);
         team_for(team, n_units, multiply_panel, &p);
         team_end(team);

@@ -237,7 +237,8 @@ int rebuild_head(struct reconstruct *r, struct error *err)
     struct least_squares_result result;
     rc = norm_all(r, &ls, err);
     if (rc == 0)
-        rc = least_squares_solve(&ls, 0, full, r->ridges.qkv, map, &result, err);
+        rc = least_squares_solve(&ls, 0, full, r->layers[r->full_params->n_layers - 1].qkv_ridge,
+                                 map, &result, err);
     if (rc == 0)
         r->head_residual = result.residual;
     if (rc == 0)

@@ -42,8 +42,8 @@ struct least_squares_result {
         residual; /* share of sum(y^2) that is left of the held rows (of the fitted without any) */
 };
 /* Adds the map of outputs [begin, end) to map [end - begin][n_in]. start: a ridge to look around,
- * as of a fit much like this one; 0: none is known. ERROR_INTERNAL when the rows span too little to
- * be solved for. */
+ * as of a fit much like this one; 0 or NAN: none is known. ERROR_INTERNAL when the rows span too
+ * little to be solved for. */
 int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, double start,
                         float *map, struct least_squares_result *ret_result, struct error *err);
 

@@ -56,6 +56,7 @@ struct layer_report {
     double qkv;
     struct write_report o;
     double gate_up;
+    double qkv_ridge, gate_up_ridge; /* chosen for them; 0 where a former run solved it */
     struct write_report down;
     double mlp_energy; /* the share of the MLP's output that the kept channels can give */
 };

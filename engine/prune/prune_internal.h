@@ -46,10 +46,13 @@ int slice_write(const struct prune_options *options, const struct model_file *fi
 size_t slice_bytes(const struct prune_options *options, const struct model_file *file,
                    uint32_t hidden, uint32_t mlp);
 
-/* room.c: refuses what would not fit the disk, with the bytes needed; and, for minitron, the
- * memory. */
+/* room.c: refuses what would not fit the disk, with the bytes needed; the memory, with the tokens
+ * that would fit (bytes: whatever the calibration, of its samples, of each token); and the memory
+ * of minitron. */
 int room_check_disk(const struct prune_options *options, const struct model_file *file,
                     uint32_t hidden, uint32_t mlp, struct error *err);
+int room_check_bytes(size_t fixed, size_t of_samples, size_t per_token, size_t n_tokens,
+                     struct error *err);
 int room_check_memory(const struct model_file *file, const struct sample_set *samples,
                       struct error *err);
 

@@ -157,6 +157,14 @@ static int read_full(struct reconstruct *r, uint32_t l, struct least_squares *qk
     return rc;
 }
 
+/* Whose ridges this layer's are near. One that was not solved in this run, or is not there, has
+ * none (0 or NAN). */
+static const struct layer_report *layer_before(const struct reconstruct *r, uint32_t l)
+{
+    static const struct layer_report none;
+    return l ? &r->layers[l - 1] : &none;
+}
+
 static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls,
                      const struct layer_tensors *t, struct error *err)
 {
@@ -165,9 +173,10 @@ static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls
     if (!map)
         return error_memory(err, "input map", n * sizeof(float));
     struct least_squares_result result;
-    int rc = least_squares_solve(ls, 0, ls->n_out, r->ridges.qkv, map, &result, err);
+    int rc =
+        least_squares_solve(ls, 0, ls->n_out, layer_before(r, l)->qkv_ridge, map, &result, err);
     r->layers[l].qkv = result.residual;
-    r->ridges.qkv = result.ridge;
+    r->layers[l].qkv_ridge = result.ridge;
     if (rc == 0)
         rc = put_mapped(r, l, "attn_q.weight", t->q, NULL, t->q->dims[1], map, ls, err);
     if (rc == 0)
@@ -245,7 +254,7 @@ static void keep_inner(struct reconstruct *r, struct batch batch, enum forward_b
 
 /* W = argmin |step - W' inner| + argmin |drift - W'' inner|, to the store. */
 static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
-                       const struct least_squares *ls, struct write_ridges *ridges,
+                       const struct least_squares *ls, const struct write_report *before,
                        struct write_report *report, struct error *err)
 {
     size_t h = r->hidden;
@@ -254,23 +263,22 @@ static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
     struct least_squares_result drift;
     if (!w)
         return error_memory(err, what, h * ls->n_in * sizeof(float));
-    int rc = least_squares_solve(ls, 0, h, ridges->step, w, &step, err);
+    int rc = least_squares_solve(ls, 0, h, before->step_ridge, w, &step, err);
     if (rc == 0)
-        rc = least_squares_solve(ls, h, 2 * h, ridges->drift, w, &drift, err);
+        rc = least_squares_solve(ls, h, 2 * h, before->drift_ridge, w, &drift, err);
     if (rc)
         return rc;
-    *ridges = (struct write_ridges){step.ridge, drift.ridge};
     *report = (struct write_report){step.residual, drift.residual, step.ridge, drift.ridge};
     return put(r, l, what, w, h, ls, err);
 }
 
 /* The twin writes: x += W inner. */
 static int finish_write(struct reconstruct *r, uint32_t l, const char *what,
-                        const struct least_squares *ls, struct write_ridges *ridges,
+                        const struct least_squares *ls, const struct write_report *before,
                         struct write_report *report, struct error *err)
 {
     struct tensor t;
-    int rc = ls ? solve_write(r, l, what, ls, ridges, report, err) : 0;
+    int rc = ls ? solve_write(r, l, what, ls, before, report, err) : 0;
     if (rc == 0)
         rc = get(r, l, what, &t, err);
     if (rc)
@@ -301,7 +309,7 @@ static int rebuild_o(struct reconstruct *r, uint32_t l, struct error *err)
             add_write(r, batch, r->middle + first_answer(r, batch) * r->full_params->hidden, &ls);
     }
     if (rc == 0)
-        rc = finish_write(r, l, "attn_output.weight", solved ? NULL : &ls, &r->ridges.o,
+        rc = finish_write(r, l, "attn_output.weight", solved ? NULL : &ls, &layer_before(r, l)->o,
                           &r->layers[l].o, err);
     least_squares_close(&ls);
     return rc;
@@ -360,9 +368,10 @@ static int solve_gate_up(struct reconstruct *r, uint32_t l, struct least_squares
     if (!map || !index)
         return error_memory(err, "input map", n * sizeof(float));
     struct least_squares_result result;
-    int rc = least_squares_solve(ls, 0, ls->n_out, r->ridges.gate_up, map, &result, err);
+    int rc =
+        least_squares_solve(ls, 0, ls->n_out, layer_before(r, l)->gate_up_ridge, map, &result, err);
     r->layers[l].gate_up = result.residual;
-    r->ridges.gate_up = result.ridge;
+    r->layers[l].gate_up_ridge = result.ridge;
     if (rc == 0)
         rc = choose_channels(r, l, t, index, err);
     if (rc == 0)
@@ -428,7 +437,7 @@ static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
         add_write(r, batch, full_rows, &ls);
     }
     if (rc == 0)
-        rc = finish_write(r, l, "ffn_down.weight", solved ? NULL : &ls, &r->ridges.down,
+        rc = finish_write(r, l, "ffn_down.weight", solved ? NULL : &ls, &layer_before(r, l)->down,
                           &r->layers[l].down, err);
     least_squares_close(&ls);
     return rc;
@@ -479,7 +488,11 @@ int rebuild_layer(struct reconstruct *r, uint32_t l, struct error *err)
                                           .q_norm = t.q_norm,
                                           .k_norm = t.k_norm};
     bool choose = r->mlp < r->full_params->mlp && !is_solved(r, l, "ffn_up.weight");
-    r->layers[l] = (struct layer_report){NAN, {NAN, NAN, NAN, NAN}, NAN, {NAN, NAN, NAN, NAN}, NAN};
+    r->layers[l] = (struct layer_report){.qkv = NAN,
+                                         .o = {NAN, NAN, NAN, NAN},
+                                         .gate_up = NAN,
+                                         .down = {NAN, NAN, NAN, NAN},
+                                         .mlp_energy = NAN};
     model_drop_layers(r->twin);
     int rc = put_vectors(r, l, &t, err);
     if (rc == 0 && choose)

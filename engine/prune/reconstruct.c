@@ -31,16 +31,7 @@ static int check_memory(const struct reconstruct *r, struct error *err)
     /* a layer of weights twice, its sums, and the embedding in float with its rows in the basis */
     size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 + widest * widest * 3 * sizeof(double) +
                    (size_t)p->vocab_size * (p->hidden + r->hidden) * sizeof(float);
-    size_t needed = fixed + bytes_per_token(r) * r->samples->tokens.n;
-    size_t have = system_memory_bytes();
-    if (needed < have - have / 8)
-        return 0;
-    size_t room = have - have / 8;
-    return error_set(err, ERROR_MEMORY,
-                     "pruning with %zu calibration tokens needs about %zu MB of memory, this "
-                     "process may have %zu MB; --tokens %zu would fit",
-                     r->samples->tokens.n, needed >> 20, have >> 20,
-                     room > fixed ? (room - fixed) / bytes_per_token(r) : 0);
+    return room_check_bytes(fixed, 0, bytes_per_token(r), r->samples->tokens.n, err);
 }
 
 static int alloc_rows(struct reconstruct *r, struct error *err)

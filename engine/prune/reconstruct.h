@@ -42,13 +42,6 @@ struct reconstruct {
     float *scale;  /* [READER_ROWS] */
     struct least_squares channels; /* the full model's MLP hidden, for choose_inputs */
 
-    struct {
-        double qkv, gate_up;
-        struct write_ridges {
-            double step, drift;
-        } o, down;
-    } ridges; /* of the layer before, near which this one's lie; 0: none yet */
-
     struct layer_report *layers; /* [n_layers] */
     double basis_share;          /* of the residual stream's energy */
     double head_residual;

@@ -43,6 +43,21 @@ int room_check_disk(const struct prune_options *options, const struct model_file
                      options->out_path, needed >> 20, free_bytes >> 20, needed, free_bytes);
 }
 
+int room_check_bytes(size_t fixed, size_t of_samples, size_t per_token, size_t n_tokens,
+                     struct error *err)
+{
+    size_t needed = fixed + of_samples + per_token * n_tokens;
+    size_t have = system_memory_bytes();
+    size_t room = have - have / 8;
+    if (needed < room)
+        return 0;
+    return error_set(err, ERROR_MEMORY,
+                     "pruning with %zu calibration tokens needs about %zu MB of memory, this "
+                     "process may have %zu MB; --tokens %zu would fit",
+                     n_tokens, needed >> 20, have >> 20,
+                     room > fixed ? (room - fixed) / per_token : 0);
+}
+
 int room_check_memory(const struct model_file *file, const struct sample_set *samples,
                       struct error *err)
 {
@@ -51,15 +66,6 @@ int room_check_memory(const struct model_file *file, const struct sample_set *sa
     size_t fixed = (size_t)p->hidden * p->mlp * 4 + ((size_t)256 << 20);
     size_t token =
         p->hidden * sizeof(float) + 2 * (size_t)p->n_kv_heads * p->head_dim * sizeof(uint16_t);
-    size_t needed = fixed + token * samples->tokens.n +
-                    samples->n_samples * ((size_t)p->hidden + p->mlp) * sizeof(double);
-    size_t have = system_memory_bytes();
-    size_t room = have - have / 8;
-    if (needed < room)
-        return 0;
-    return error_set(err, ERROR_MEMORY,
-                     "pruning with %zu calibration tokens needs about %zu MB of memory, this "
-                     "process may have %zu MB; --tokens %zu would fit",
-                     samples->tokens.n, needed >> 20, have >> 20,
-                     room > fixed ? (room - fixed) / token : 0);
+    size_t scores = samples->n_samples * ((size_t)p->hidden + p->mlp) * sizeof(double);
+    return room_check_bytes(fixed, scores, token, samples->tokens.n, err);
 }

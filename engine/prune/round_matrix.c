@@ -167,15 +167,6 @@ static void feed_forward(struct rounder *r, size_t first)
                 (blasint)r->n_in);
 }
 
-static int check_values(const float *w, size_t n, struct error *err)
-{
-    for (size_t i = 0; i < n; i++)
-        if (!(fabsf(w[i]) <= TENSOR_MOST_IN_BLOCK))
-            return error_set(err, ERROR_INVALID, "element %zu: %g cannot be stored in blocks", i,
-                             (double)w[i]);
-    return 0;
-}
-
 static int round_with_feedback(struct rounder *r, const float *w, const double *gram,
                                uint8_t *blocks, struct error *err)
 {
@@ -187,7 +178,7 @@ static int round_with_feedback(struct rounder *r, const float *w, const double *
     r->lost = mem_array(r->n_rows, BLOCK * sizeof(float));
     if (!r->w || !r->u || !r->weight || !r->lost)
         return error_memory(err, "rounding", r->n_rows * r->n_in * sizeof(float));
-    int rc = check_values(w, r->n_rows * r->n_in, err);
+    int rc = tensor_check_block_values(r->type, w, r->n_rows * r->n_in, err);
     if (rc == 0)
         rc = find_feedback(r, gram, err);
     if (rc)

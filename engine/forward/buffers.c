@@ -53,7 +53,7 @@ static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns
         return false;
     r->q = mem_calloc(n, KERNEL_BLOCK * sizeof(int16_t));
     r->scale = mem_calloc(n, sizeof(float));
-    r->sum = mem_calloc(n, sizeof(float));
+    r->sum = mem_calloc(n, sizeof(*r->sum));
     return r->q && r->scale && r->sum;
 }
 

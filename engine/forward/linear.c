@@ -41,10 +41,7 @@ void linear_run(const struct forward *f, const struct linear *l)
         .out_stride = l->out_stride,
         .accumulate = l->accumulate,
     };
-    if (l->w->type == MATRIX_Q8)
-        f->kernels->matmul_q8(&m);
-    else
-        f->kernels->matmul_q4(&m);
+    f->kernels->matmul[matrix_layout(l->w)](&m);
 }
 
 size_t unit_count(size_t n_rows, size_t n_tiles, size_t tiles)

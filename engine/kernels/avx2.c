@@ -79,46 +79,57 @@ INLINE size_t q4_pair_index(size_t g, int i)
 }
 
 /* The sums of block b. */
-INLINE void add_block(__m256i sum[][2], const bool q4, const uint8_t *w, const int16_t *x,
-                      size_t stride, const int n_rows)
+INLINE void add_block(__m256i sum[][2], const enum kernel_layout layout, const uint8_t *w,
+                      const int16_t *x, size_t stride, const int n_rows)
 {
-    const size_t n_groups = q4 ? 4 : 8;
+    const bool q8 = layout == KERNEL_Q8;
+    const size_t n_groups = q8 ? 8 : 4;
     X86_KEEP_LOOP
     for (size_t g = 0; g < n_groups; g++) {
         __m256i packed[2];
         __m256i pairs[2];
         for (int h = 0; h < 2; h++)
             packed[h] = load(w + g * 64 + h * 32);
-        for (int i = 0; i < (q4 ? 4 : 2); i++) {
+        for (int i = 0; i < (q8 ? 2 : 4); i++) {
             for (int h = 0; h < 2; h++)
-                pairs[h] = q4 ? q4_pairs(packed[h], i) : q8_pairs(packed[h], i);
-            size_t pair = q4 ? q4_pair_index(g, i) : 2 * g + (size_t)i;
+                pairs[h] = q8 ? q8_pairs(packed[h], i) : q4_pairs(packed[h], i);
+            size_t pair = q8 ? 2 * g + (size_t)i : q4_pair_index(g, i);
             add_pairs(sum, pairs, x + pair * 2, stride, n_rows);
         }
     }
 }
 
-/* acc += the block's integer sums times their scales, and for Q4 the block's minima. */
-INLINE void scale_block(const struct matmul *m, const bool q4, const uint8_t *w, size_t b,
-                        size_t row, __m256i sum[][2], __m256 acc[][2], const int n_rows)
+/* acc += the block's integer sums times their scales, and for Q4_MIN the block's minima. */
+INLINE void scale_block(const struct matmul *m, const enum kernel_layout layout, const uint8_t *w,
+                        size_t b, size_t row, __m256i sum[][2], __m256 acc[][2], const int n_rows)
 {
-    const uint16_t *wscale = (const uint16_t *)(const void *)(w + (q4 ? 256 : 512));
+    const uint16_t *wscale = (const uint16_t *)(const void *)(w + kernel_weight_bytes(layout));
     const uint16_t *wmin = wscale + KERNEL_TILE;
 
     for (int h = 0; h < 2; h++) {
         __m256 ws = halves(wscale + h * 8);
-        __m256 wm = q4 ? halves(wmin + h * 8) : ws;
+        __m256 wm = layout == KERNEL_Q4_MIN ? halves(wmin + h * 8) : ws;
         for (int r = 0; r < n_rows; r++) {
             size_t xb = (row + (size_t)r) * m->x->stride + b;
-            __m256 scale = _mm256_mul_ps(ws, _mm256_set1_ps(m->x->scale[xb]));
-            acc[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][h]), scale, acc[r][h]);
-            if (q4)
-                acc[r][h] = _mm256_fmadd_ps(wm, _mm256_set1_ps(m->x->sum[xb]), acc[r][h]);
+            __m256 xscale = _mm256_set1_ps(m->x->scale[xb]);
+            acc[r][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][h]), _mm256_mul_ps(ws, xscale),
+                                        acc[r][h]);
+            if (layout == KERNEL_Q4_MIN) {
+                __m256 xsum = _mm256_cvtepi32_ps(_mm256_set1_epi32(m->x->sum[xb]));
+                acc[r][h] = _mm256_fmadd_ps(wm, _mm256_mul_ps(xscale, xsum), acc[r][h]);
+            }
         }
     }
 }
 
-INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, const int n_rows)
+/* What the integer sums of an activation's block xb begin at. */
+INLINE __m256i first_sum(const struct matmul *m, const enum kernel_layout layout, size_t xb)
+{
+    return layout == KERNEL_Q4 ? _mm256_set1_epi32(-8 * m->x->sum[xb]) : _mm256_setzero_si256();
+}
+
+INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t t, size_t row,
+                 const int n_rows)
 {
     const size_t stride = m->x->stride * KERNEL_BLOCK;
     const uint8_t *w = m->tiles + t * m->tile_bytes;
@@ -127,21 +138,22 @@ INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, co
 
     for (int r = 0; r < n_rows; r++)
         acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-    for (size_t b = 0; b < m->n_blocks; b++, w += X86_BLOCK_BYTES(q4)) {
+    for (size_t b = 0; b < m->n_blocks; b++, w += kernel_block_bytes(layout)) {
         __m256i sum[MAX_ROWS][2];
         for (int r = 0; r < n_rows; r++)
-            sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-        x86_prefetch_block(w, q4);
-        add_block(sum, q4, w, x + b * KERNEL_BLOCK, stride, n_rows);
-        scale_block(m, q4, w, b, row, sum, acc, n_rows);
+            sum[r][0] = sum[r][1] = first_sum(m, layout, (row + (size_t)r) * m->x->stride + b);
+        x86_prefetch_block(w, layout);
+        add_block(sum, layout, w, x + b * KERNEL_BLOCK, stride, n_rows);
+        scale_block(m, layout, w, b, row, sum, acc, n_rows);
     }
     for (int r = 0; r < n_rows; r++)
         for (int h = 0; h < 2; h++)
             finish(m, row + (size_t)r, t, h, acc[r][h]);
 }
 
-X86_DEFINE_MATMUL(matmul_q8, false, MAX_ROWS)
-X86_DEFINE_MATMUL(matmul_q4, true, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q8, KERNEL_Q8, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4, KERNEL_Q4, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4_min, KERNEL_Q4_MIN, MAX_ROWS)
 
 #if defined(KERNELS_WITH_VNNI)
 const struct kernels KERNELS_AVXVNNI = X86_TABLE("avxvnni");

@@ -63,39 +63,49 @@ INLINE size_t q4_pair_index(size_t g, int i)
 }
 
 /* The sums of a block. */
-INLINE void add_block(__m512i *sum, const bool q4, const uint8_t *w, const int16_t *x,
-                      size_t stride, const int n_rows)
+INLINE void add_block(__m512i *sum, const enum kernel_layout layout, const uint8_t *w,
+                      const int16_t *x, size_t stride, const int n_rows)
 {
-    const size_t n_groups = q4 ? 4 : 8;
+    const bool q8 = layout == KERNEL_Q8;
+    const size_t n_groups = q8 ? 8 : 4;
     X86_KEEP_LOOP
     for (size_t g = 0; g < n_groups; g++) {
         __m512i packed = _mm512_loadu_si512(w + g * 64);
-        for (int i = 0; i < (q4 ? 4 : 2); i++) {
-            size_t pair = q4 ? q4_pair_index(g, i) : 2 * g + (size_t)i;
-            add_pairs(sum, q4 ? q4_pairs(packed, i) : q8_pairs(packed, i), x + pair * 2, stride,
+        for (int i = 0; i < (q8 ? 2 : 4); i++) {
+            size_t pair = q8 ? 2 * g + (size_t)i : q4_pair_index(g, i);
+            add_pairs(sum, q8 ? q8_pairs(packed, i) : q4_pairs(packed, i), x + pair * 2, stride,
                       n_rows);
         }
     }
 }
 
-/* acc += the block's integer sums times their scales, and for Q4 the block's minima. */
-INLINE void scale_block(const struct matmul *m, const bool q4, const uint8_t *w, size_t b,
-                        size_t row, const __m512i *sum, __m512 *acc, const int n_rows)
+/* acc += the block's integer sums times their scales, and for Q4_MIN the block's minima. */
+INLINE void scale_block(const struct matmul *m, const enum kernel_layout layout, const uint8_t *w,
+                        size_t b, size_t row, const __m512i *sum, __m512 *acc, const int n_rows)
 {
-    const uint16_t *wscale = (const uint16_t *)(const void *)(w + (q4 ? 256 : 512));
+    const uint16_t *wscale = (const uint16_t *)(const void *)(w + kernel_weight_bytes(layout));
     __m512 ws = halves(wscale);
-    __m512 wm = q4 ? halves(wscale + KERNEL_TILE) : ws;
+    __m512 wm = layout == KERNEL_Q4_MIN ? halves(wscale + KERNEL_TILE) : ws;
 
     for (int r = 0; r < n_rows; r++) {
         size_t xb = (row + (size_t)r) * m->x->stride + b;
-        __m512 scale = _mm512_mul_ps(ws, _mm512_set1_ps(m->x->scale[xb]));
-        acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), scale, acc[r]);
-        if (q4)
-            acc[r] = _mm512_fmadd_ps(wm, _mm512_set1_ps(m->x->sum[xb]), acc[r]);
+        __m512 xscale = _mm512_set1_ps(m->x->scale[xb]);
+        acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_mul_ps(ws, xscale), acc[r]);
+        if (layout == KERNEL_Q4_MIN) {
+            __m512 xsum = _mm512_cvtepi32_ps(_mm512_set1_epi32(m->x->sum[xb]));
+            acc[r] = _mm512_fmadd_ps(wm, _mm512_mul_ps(xscale, xsum), acc[r]);
+        }
     }
 }
 
-INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, const int n_rows)
+/* What the integer sums of an activation's block xb begin at. */
+INLINE __m512i first_sum(const struct matmul *m, const enum kernel_layout layout, size_t xb)
+{
+    return layout == KERNEL_Q4 ? _mm512_set1_epi32(-8 * m->x->sum[xb]) : _mm512_setzero_si512();
+}
+
+INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t t, size_t row,
+                 const int n_rows)
 {
     const size_t stride = m->x->stride * KERNEL_BLOCK;
     const uint8_t *w = m->tiles + t * m->tile_bytes;
@@ -104,20 +114,21 @@ INLINE void rows(const struct matmul *m, const bool q4, size_t t, size_t row, co
 
     for (int r = 0; r < n_rows; r++)
         acc[r] = _mm512_setzero_ps();
-    for (size_t b = 0; b < m->n_blocks; b++, w += X86_BLOCK_BYTES(q4)) {
+    for (size_t b = 0; b < m->n_blocks; b++, w += kernel_block_bytes(layout)) {
         __m512i sum[MAX_ROWS];
         for (int r = 0; r < n_rows; r++)
-            sum[r] = _mm512_setzero_si512();
-        x86_prefetch_block(w, q4);
-        add_block(sum, q4, w, x + b * KERNEL_BLOCK, stride, n_rows);
-        scale_block(m, q4, w, b, row, sum, acc, n_rows);
+            sum[r] = first_sum(m, layout, (row + (size_t)r) * m->x->stride + b);
+        x86_prefetch_block(w, layout);
+        add_block(sum, layout, w, x + b * KERNEL_BLOCK, stride, n_rows);
+        scale_block(m, layout, w, b, row, sum, acc, n_rows);
     }
     for (int r = 0; r < n_rows; r++)
         finish(m, row + (size_t)r, t, acc[r]);
 }
 
-X86_DEFINE_MATMUL(matmul_q8, false, MAX_ROWS)
-X86_DEFINE_MATMUL(matmul_q4, true, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q8, KERNEL_Q8, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4, KERNEL_Q4, MAX_ROWS)
+X86_DEFINE_MATMUL(matmul_q4_min, KERNEL_Q4_MIN, MAX_ROWS)
 
 const struct kernels KERNELS_AVX512 = X86_TABLE("avx512");
 #endif

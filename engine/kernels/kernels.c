@@ -73,17 +73,8 @@ int kernels_select(const char *name, const struct kernels **ret_kernels, struct 
                      name, tables[n - 1]->name);
 }
 
-static size_t align_tile(size_t bytes)
+size_t kernel_tile_bytes(enum kernel_layout layout, size_t n_blocks)
 {
+    size_t bytes = n_blocks * kernel_block_bytes(layout);
     return (bytes + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
-}
-
-size_t kernel_tile_bytes_q8(size_t n_blocks)
-{
-    return align_tile(n_blocks * KERNEL_Q8_BYTES);
-}
-
-size_t kernel_tile_bytes_q4(size_t n_blocks)
-{
-    return align_tile(n_blocks * KERNEL_Q4_BYTES);
 }

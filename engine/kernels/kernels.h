@@ -7,10 +7,11 @@
  * Quantised weights lie in tiles of KERNEL_TILE output rows, along the input in blocks of
  * KERNEL_BLOCK (the blocks of Q8_0, Q4_0 and Q4_1), one block of all 16 rows after the other, so
  * that a tile is read from its first byte to its last. A block of a tile is
- *   Q8: int8 w[8][16][4], then half scale[16]
- *       w[g][r][j] is the weight of row r, input 4g + j of the block; value = scale * w
- *   Q4: uint8 w[4][16][4], then half scale[16], then half min[16];
- *       low nibble: input 4g + j, high nibble: input 16 + 4g + j; value = scale * nibble + min
+ *   Q8:     int8 w[8][16][4], then half scale[16]
+ *           w[g][r][j] is the weight of row r, input 4g + j of the block; value = scale * w
+ *   Q4:     uint8 w[4][16][4], then half scale[16]; low nibble: input 4g + j, high nibble: input
+ *           16 + 4g + j; value = scale * (nibble - 8)
+ *   Q4_MIN: the same, then half min[16]; value = scale * nibble + min
  * Four inputs of one row side by side are one 32-bit lane.
  * Tiles start on 64-byte boundaries; `kernel_tile_bytes` is the stride from tile to tile. */
 #ifndef OVERFILL_ENGINE_KERNELS_KERNELS_H
@@ -27,6 +28,22 @@
 #define KERNEL_PAGE_TOKENS 32 /* keys of one attention step: a KV page */
 #define KERNEL_F32_ROWS 16    /* float products work on this many rows at once, always */
 
+enum kernel_layout { KERNEL_Q8, KERNEL_Q4, KERNEL_Q4_MIN };
+#define KERNEL_LAYOUTS 3
+
+/* Bytes of a tile's block: its weights, which the scales follow, and the whole of it. */
+static inline size_t kernel_weight_bytes(enum kernel_layout layout)
+{
+    return (size_t)KERNEL_TILE * (layout == KERNEL_Q8 ? KERNEL_BLOCK : KERNEL_BLOCK / 2);
+}
+
+static inline size_t kernel_block_bytes(enum kernel_layout layout)
+{
+    return kernel_weight_bytes(layout) + (size_t)KERNEL_TILE * (layout == KERNEL_Q4_MIN ? 4 : 2);
+}
+
+size_t kernel_tile_bytes(enum kernel_layout layout, size_t n_blocks);
+
 /* Activations quantised by `quantize`: rows of blocks of 16-bit integers v, |v| <= 32767. Eight
  * bits are not enough: with the weights kept exactly, they alone break the bounds of the golden
  * test (tests/golden). Inputs 4g, 4g + 1, 4g + 2, 4g + 3 lie in the order 0, 2, 1, 3: the even and
@@ -35,14 +52,15 @@
 struct quantized_rows {
     int16_t *q;    /* [n_rows][stride][32] */
     float *scale;  /* [n_rows][stride]; value = scale * v */
-    float *sum;    /* [n_rows][stride]; scale * (sum of the block's v) */
+    int32_t *sum;  /* [n_rows][stride]; of the block's v */
     size_t stride; /* blocks from row to row, at least as many as a row has */
 };
 #define KERNEL_Q_MAX 32767
 
 /* out[row - row_begin][16 * (tile - tile_begin) + i] = (accumulate ? that : 0) + sum over inputs of
  * weight * activation. Order of the float sum: blocks ascending, for each block fma(isum, wscale *
- * xscale, acc) and, for Q4, then fma(min, sum, acc); the old value of out is added last. */
+ * xscale, acc) and, for Q4_MIN, then fma(min, xscale * sum, acc); the old value of out is added
+ * last. isum is of the stored weights; for Q4 it begins at -8 * sum, which is exact. */
 struct matmul {
     const uint8_t *tiles; /* tile 0 of the weights */
     size_t tile_bytes;
@@ -80,9 +98,8 @@ struct kernels {
                     float *out);
     /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / KERNEL_Q_MAX, round
      * to even. */
-    void (*quantize)(const float *x, size_t n, int16_t *q, float *scale, float *sum);
-    void (*matmul_q8)(const struct matmul *m);
-    void (*matmul_q4)(const struct matmul *m);
+    void (*quantize)(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum);
+    void (*matmul[KERNEL_LAYOUTS])(const struct matmul *m);
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
     /* Rotates the pairs (x[i], x[i + half]) by (cos[i], sin[i]), i < half. */
@@ -105,11 +122,6 @@ extern const struct kernels KERNELS_AVX2;
 extern const struct kernels KERNELS_AVXVNNI;
 extern const struct kernels KERNELS_AVX512;
 #endif
-
-#define KERNEL_Q8_BYTES ((size_t)KERNEL_TILE * (KERNEL_BLOCK + 2))     /* of a tile's block */
-#define KERNEL_Q4_BYTES ((size_t)KERNEL_TILE * (KERNEL_BLOCK / 2 + 4)) /*   likewise */
-size_t kernel_tile_bytes_q8(size_t n_blocks);
-size_t kernel_tile_bytes_q4(size_t n_blocks);
 
 /* out[16 rows][n_out] = (accumulate ? out : 0) + x[16 rows][n_in] * w[n_out][n_in]^T in float.
  * OpenBLAS sgemm, single-threaded on the calling thread. Called with the same n_out and n_in for

@@ -29,7 +29,7 @@ static size_t place(size_t i)
     return i / 4 * 4 + ORDER[i % 4];
 }
 
-static void quantize(const float *x, size_t n, int16_t *q, float *scale, float *sum)
+static void quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
 {
     for (size_t b = 0; b * KERNEL_BLOCK < n; b++, q += KERNEL_BLOCK) {
         size_t begin = b * KERNEL_BLOCK;
@@ -47,7 +47,7 @@ static void quantize(const float *x, size_t n, int16_t *q, float *scale, float *
             total += v;
         }
         scale[b] = max / KERNEL_Q_MAX;
-        sum[b] = scale[b] * (float)total;
+        sum[b] = total;
     }
 }
 
@@ -58,10 +58,6 @@ static void store(const struct matmul *m, size_t row, size_t t, size_t r, float 
     *out = m->accumulate ? *out + acc : acc;
 }
 
-/* Bytes of a tile's block in front of its scales. */
-#define Q8_WEIGHTS (KERNEL_TILE * KERNEL_BLOCK)
-#define Q4_WEIGHTS (Q8_WEIGHTS / 2)
-
 static void matmul_q8(const struct matmul *m)
 {
     const struct quantized_rows *x = m->x;
@@ -71,8 +67,8 @@ static void matmul_q8(const struct matmul *m)
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
-                    const int8_t *w = (const int8_t *)(tile + b * KERNEL_Q8_BYTES);
-                    const uint16_t *scale = (const uint16_t *)(w + Q8_WEIGHTS);
+                    const int8_t *w = (const int8_t *)(tile + b * kernel_block_bytes(KERNEL_Q8));
+                    const uint16_t *scale = (const uint16_t *)(w + kernel_weight_bytes(KERNEL_Q8));
                     const int16_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
                     int32_t isum = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
@@ -86,7 +82,8 @@ static void matmul_q8(const struct matmul *m)
     }
 }
 
-static void matmul_q4(const struct matmul *m)
+/* Either layout of nibbles. */
+static void matmul_nibbles(const struct matmul *m, enum kernel_layout layout)
 {
     const struct quantized_rows *x = m->x;
     for (size_t t = m->tile_begin; t < m->tile_end; t++) {
@@ -95,23 +92,36 @@ static void matmul_q4(const struct matmul *m)
             for (size_t r = 0; r < KERNEL_TILE; r++) {
                 float acc = 0;
                 for (size_t b = 0; b < m->n_blocks; b++) {
-                    const uint8_t *w = tile + b * KERNEL_Q4_BYTES;
-                    const uint16_t *scale = (const uint16_t *)(const void *)(w + Q4_WEIGHTS);
+                    const uint8_t *w = tile + b * kernel_block_bytes(layout);
+                    const uint16_t *scale =
+                        (const uint16_t *)(const void *)(w + kernel_weight_bytes(layout));
                     const uint16_t *min = scale + KERNEL_TILE;
                     const int16_t *q = x->q + (row * x->stride + b) * KERNEL_BLOCK;
-                    int32_t isum = 0;
+                    int32_t sum = x->sum[row * x->stride + b];
+                    int32_t isum = layout == KERNEL_Q4 ? -8 * sum : 0;
                     for (size_t i = 0; i < KERNEL_BLOCK / 2; i++) {
                         uint8_t byte = w[(i / 4) * 64 + r * 4 + i % 4];
                         isum += q[place(i)] * (byte & 15) + q[place(i + 16)] * (byte >> 4);
                     }
                     float xscale = x->scale[row * x->stride + b];
                     acc = fmaf((float)isum, half_to_float(scale[r]) * xscale, acc);
-                    acc = fmaf(half_to_float(min[r]), x->sum[row * x->stride + b], acc);
+                    if (layout == KERNEL_Q4_MIN)
+                        acc = fmaf(half_to_float(min[r]), xscale * (float)sum, acc);
                 }
                 store(m, row, t, r, acc);
             }
         }
     }
+}
+
+static void matmul_q4(const struct matmul *m)
+{
+    matmul_nibbles(m, KERNEL_Q4);
+}
+
+static void matmul_q4_min(const struct matmul *m)
+{
+    matmul_nibbles(m, KERNEL_Q4_MIN);
 }
 
 static void silu_mul(const float *gate, const float *up, size_t n, float *out)
@@ -203,8 +213,7 @@ const struct kernels KERNELS_SCALAR = {
     .name = "scalar",
     .rmsnorm = rmsnorm,
     .quantize = quantize,
-    .matmul_q8 = matmul_q8,
-    .matmul_q4 = matmul_q4,
+    .matmul = {matmul_q8, matmul_q4, matmul_q4_min},
     .silu_mul = silu_mul,
     .rope = rope,
     .half_to_float = half_to_float_n,

@@ -21,16 +21,14 @@
 #define X86_KEEP_LOOP _Pragma("GCC unroll 1")
 #endif
 
-#define X86_BLOCK_BYTES(q4) ((q4) ? KERNEL_Q4_BYTES : KERNEL_Q8_BYTES)
-
 /* Weights are asked for this far ahead: a pass of one row does too little work to hide their way
  * from memory. */
 #define X86_PREFETCH_BYTES 4096
 
 /* Called for each block w of a tile, and tiles follow each other: asks for every line once. */
-INLINE void x86_prefetch_block(const uint8_t *w, const bool q4)
+INLINE void x86_prefetch_block(const uint8_t *w, const enum kernel_layout layout)
 {
-    for (size_t i = 0; i < X86_BLOCK_BYTES(q4); i += 64)
+    for (size_t i = 0; i < kernel_block_bytes(layout); i += 64)
         _mm_prefetch((const char *)w + i + X86_PREFETCH_BYTES, _MM_HINT_T0);
 }
 
@@ -99,7 +97,7 @@ static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t wi
         out[i] = x[i] * scale * weight[i];
 }
 
-INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, float *sum)
+INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, int32_t *sum)
 {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 v[4];
@@ -127,10 +125,10 @@ INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, float *
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
     *scale = max / KERNEL_Q_MAX;
-    *sum = *scale * (float)_mm_cvtsi128_si32(four);
+    *sum = _mm_cvtsi128_si32(four);
 }
 
-static void x86_quantize(const float *x, size_t n, int16_t *q, float *scale, float *sum)
+static void x86_quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
 {
     size_t b = 0;
     for (; (b + 1) * KERNEL_BLOCK <= n; b++)
@@ -360,33 +358,34 @@ static void x86_attend(const struct attend_page *a)
 }
 
 /* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass, most
- * at a time, then what is left. rows(m, q4, t, row, n_rows) is inlined for each count of rows. */
-#define X86_DEFINE_MATMUL(name, q4, most)                                                          \
+ * at a time, then what is left. rows(m, layout, t, row, n_rows) is inlined for each count of rows.
+ */
+#define X86_DEFINE_MATMUL(name, layout, most)                                                      \
     static void name(const struct matmul *m)                                                       \
     {                                                                                              \
         for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
             size_t row = m->row_begin;                                                             \
             for (; row + (most) <= m->row_end; row += (most))                                      \
-                rows(m, q4, t, row, most);                                                         \
+                rows(m, layout, t, row, most);                                                     \
             if ((most) > 4 && row + 4 <= m->row_end) {                                             \
-                rows(m, q4, t, row, 4);                                                            \
+                rows(m, layout, t, row, 4);                                                        \
                 row += 4;                                                                          \
             }                                                                                      \
             if (row + 3 == m->row_end)                                                             \
-                rows(m, q4, t, row, 3);                                                            \
+                rows(m, layout, t, row, 3);                                                        \
             else if (row + 2 == m->row_end)                                                        \
-                rows(m, q4, t, row, 2);                                                            \
+                rows(m, layout, t, row, 2);                                                        \
             else if (row + 1 == m->row_end)                                                        \
-                rows(m, q4, t, row, 1);                                                            \
+                rows(m, layout, t, row, 1);                                                        \
         }                                                                                          \
     }
 
-/* The table of a file that has matmul_q8 and matmul_q4. */
+/* The table of a file that has matmul_q8, matmul_q4 and matmul_q4_min. */
 #define X86_TABLE(label)                                                                           \
     {                                                                                              \
-        .name = (label), .rmsnorm = x86_rmsnorm, .quantize = x86_quantize, .matmul_q8 = matmul_q8, \
-        .matmul_q4 = matmul_q4, .silu_mul = x86_silu_mul, .rope = x86_rope,                        \
-        .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half,                    \
+        .name = (label), .rmsnorm = x86_rmsnorm, .quantize = x86_quantize,                         \
+        .matmul = {matmul_q8, matmul_q4, matmul_q4_min}, .silu_mul = x86_silu_mul,                 \
+        .rope = x86_rope, .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half,  \
         .attend = x86_attend,                                                                      \
     }
 

@@ -52,11 +52,15 @@ static enum matrix_type choose_type(const struct model *model, const struct row_
         return MATRIX_F32;
     if (model->weights == MODEL_WEIGHTS_Q8 || n_in % KERNEL_BLOCK)
         return MATRIX_Q8;
-    for (uint32_t r = 0; r < n_rows; r++)
-        if (rows[r].tensor && rows[r].tensor->type != TENSOR_Q4_0 &&
-            rows[r].tensor->type != TENSOR_Q4_1)
+    enum matrix_type type = MATRIX_Q4;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        if (!rows[r].tensor || rows[r].tensor->type == TENSOR_Q4_0)
+            continue;
+        if (rows[r].tensor->type != TENSOR_Q4_1)
             return MATRIX_Q8;
-    return MATRIX_Q4;
+        type = MATRIX_Q4_MIN;
+    }
+    return type;
 }
 
 static int pack(struct model *model, const struct row_source *rows, uint32_t n_rows, uint32_t n_in,

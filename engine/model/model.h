@@ -16,8 +16,10 @@
 
 enum matrix_type {
     MATRIX_F32, /* [n_rows][n_in] float */
-    MATRIX_Q8,  /* kernels.h: tiles of int8 */
-    MATRIX_Q4,  /* kernels.h: tiles of nibbles with scale and min */
+    /* the layouts of kernels.h: */
+    MATRIX_Q8,
+    MATRIX_Q4,
+    MATRIX_Q4_MIN,
 };
 
 struct matrix {
@@ -28,6 +30,11 @@ struct matrix {
     size_t tile_bytes; /* of KERNEL_TILE rows */
     uint8_t *data;     /* 64-byte aligned; in the model's weight arena */
 };
+
+static inline enum kernel_layout matrix_layout(const struct matrix *matrix) /* none of MATRIX_F32 */
+{
+    return (enum kernel_layout)(matrix->type - MATRIX_Q8 + KERNEL_Q8);
+}
 
 /* Memory of all matrices in a few large blocks, so that the kernel can give huge pages: most
  * matrices of a small model are smaller than one. Freed as a whole. */
@@ -48,7 +55,7 @@ struct layer {
 
 /* How the matrices are kept. */
 enum model_weights {
-    MODEL_WEIGHTS_AUTO, /* Q4_0 and Q4_1 as Q4, everything else as Q8 */
+    MODEL_WEIGHTS_AUTO, /* Q4_0 as Q4, Q4_1 as Q4_MIN, everything else as Q8 */
     MODEL_WEIGHTS_Q8,
     MODEL_WEIGHTS_F32,
 };

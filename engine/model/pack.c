@@ -74,8 +74,8 @@ static void pack_tile_q8(const struct row_source *rows, struct matrix *m, size_t
             continue; /* the memory is zeroed */
         row_to_q8(&rows[r], m->n_in, x, q, scale);
         for (size_t b = 0; b < m->n_blocks; b++) {
-            uint8_t *block = w + b * KERNEL_Q8_BYTES;
-            ((uint16_t *)(void *)(block + 512))[r] = scale[b];
+            uint8_t *block = w + b * kernel_block_bytes(KERNEL_Q8);
+            ((uint16_t *)(void *)(block + kernel_weight_bytes(KERNEL_Q8)))[r] = scale[b];
             for (size_t g = 0; g < 8; g++)
                 memcpy(block + g * 64 + r * 4, q + b * KERNEL_BLOCK + g * 4, 4);
         }
@@ -84,6 +84,7 @@ static void pack_tile_q8(const struct row_source *rows, struct matrix *m, size_t
 
 static void pack_tile_q4(const struct row_source *rows, struct matrix *m, size_t tile)
 {
+    const enum kernel_layout layout = matrix_layout(m);
     uint8_t *w = m->data + tile * m->tile_bytes;
 
     for (size_t r = 0; r < KERNEL_TILE; r++) {
@@ -92,13 +93,15 @@ static void pack_tile_q4(const struct row_source *rows, struct matrix *m, size_t
         bool has_min = rows[r].tensor->type == TENSOR_Q4_1;
         const uint8_t *src = row_data(&rows[r]);
         for (size_t b = 0; b < m->n_blocks; b++, src += has_min ? Q4_1_BYTES : Q4_0_BYTES) {
-            uint8_t *block = w + b * KERNEL_Q4_BYTES;
-            uint16_t *wscale = (uint16_t *)(void *)(block + 256);
+            uint8_t *block = w + b * kernel_block_bytes(layout);
+            uint16_t *wscale = (uint16_t *)(void *)(block + kernel_weight_bytes(layout));
             uint16_t *wmin = wscale + KERNEL_TILE;
             uint16_t scale = load_half(src);
             wscale[r] = scale;
             /* Q4_0 is scale * (nibble - 8); times 8 is exact in a half below its largest values */
-            wmin[r] = has_min ? load_half(src + 2) : float_to_half(-8.0f * half_to_float(scale));
+            if (layout == KERNEL_Q4_MIN)
+                wmin[r] =
+                    has_min ? load_half(src + 2) : float_to_half(-8.0f * half_to_float(scale));
             const uint8_t *nibbles = src + (has_min ? 4 : 2);
             for (size_t g = 0; g < 4; g++)
                 memcpy(block + g * 64 + r * 4, nibbles + g * 4, 4);
@@ -150,8 +153,7 @@ static int alloc_matrix(enum matrix_type type, uint32_t n_rows, uint32_t n_in,
     if (type == MATRIX_F32)
         m->tile_bytes = KERNEL_TILE * sizeof(float) * n_in;
     else
-        m->tile_bytes = type == MATRIX_Q8 ? kernel_tile_bytes_q8(m->n_blocks)
-                                          : kernel_tile_bytes_q4(m->n_blocks);
+        m->tile_bytes = kernel_tile_bytes(matrix_layout(m), m->n_blocks);
     if (!mem_mul(n_rows / KERNEL_TILE, m->tile_bytes, &bytes))
         return error_memory(err, "packed weights", n_rows);
     m->data = arena_take(arena, bytes);
@@ -179,7 +181,7 @@ int matrix_pack(enum matrix_type type, const struct row_source *rows, uint32_t n
         const struct row_source *tile_rows = rows + t * KERNEL_TILE;
         if (type == MATRIX_Q8) {
             pack_tile_q8(tile_rows, &m, t, x, q, scale);
-        } else if (type == MATRIX_Q4) {
+        } else if (type != MATRIX_F32) {
             pack_tile_q4(tile_rows, &m, t);
         } else {
             float *out = (float *)(void *)(m.data + t * m.tile_bytes);

@@ -11,7 +11,8 @@ struct row_source {
 };
 
 /* Packs rows[n_rows] (n_rows a multiple of KERNEL_TILE, all with n_in columns). Q4 needs every
- * tensor to be Q4_0 or Q4_1; its blocks are kept exactly. Q8_0 blocks are kept exactly in Q8. */
+ * tensor to be Q4_0, Q4_MIN Q4_0 or Q4_1; their blocks are kept exactly. Q8_0 blocks are kept
+ * exactly in Q8. */
 int matrix_pack(enum matrix_type type, const struct row_source *rows, uint32_t n_rows,
                 uint32_t n_in, struct weight_arena *arena, struct matrix *ret_matrix,
                 struct error *err);

@@ -15,7 +15,7 @@
 struct work {
     const struct kernels *k;
     struct matmul m;
-    bool q8;
+    enum kernel_layout layout;
     struct attend_page page;
     float *x;
     size_t n;
@@ -51,10 +51,7 @@ static double seconds(void (*fn)(struct work *), struct work *w)
 
 static void run_matmul(struct work *w)
 {
-    if (w->q8)
-        w->k->matmul_q8(&w->m);
-    else
-        w->k->matmul_q4(&w->m);
+    w->k->matmul[w->layout](&w->m);
 }
 
 static void run_attend(struct work *w)
@@ -84,18 +81,19 @@ static void *fail_if_null(void *p)
     return p;
 }
 
-static void bench_matmul(const struct kernels *k, bool q8, size_t n_in, size_t n_tiles,
-                         size_t n_rows)
+static void bench_matmul(const struct kernels *k, enum kernel_layout layout, size_t n_in,
+                         size_t n_tiles, size_t n_rows)
 {
+    static const char *const NAMES[KERNEL_LAYOUTS] = {"q8", "q4", "q4_min"};
     size_t n_blocks = n_in / KERNEL_BLOCK;
-    size_t tile_bytes = q8 ? kernel_tile_bytes_q8(n_blocks) : kernel_tile_bytes_q4(n_blocks);
+    size_t tile_bytes = kernel_tile_bytes(layout, n_blocks);
     uint8_t *tiles = fail_if_null(mem_alloc_aligned(n_tiles * tile_bytes));
     float *x = fail_if_null(random_floats(n_rows * n_in));
     float *out = fail_if_null(mem_calloc(n_rows * n_tiles * KERNEL_TILE, sizeof(*out)));
     struct quantized_rows rows = {
         .q = fail_if_null(mem_calloc(n_rows * n_in, sizeof(*rows.q))),
         .scale = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(float))),
-        .sum = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(float))),
+        .sum = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(int32_t))),
         .stride = n_blocks,
     };
     memset(tiles, 0x11, n_tiles * tile_bytes);
@@ -104,7 +102,7 @@ static void bench_matmul(const struct kernels *k, bool q8, size_t n_in, size_t n
                     rows.sum + r * n_blocks);
     struct work w = {
         .k = k,
-        .q8 = q8,
+        .layout = layout,
         .m = {.tiles = tiles,
               .tile_bytes = tile_bytes,
               .n_blocks = n_blocks,
@@ -116,8 +114,8 @@ static void bench_matmul(const struct kernels *k, bool q8, size_t n_in, size_t n
     };
     double s = seconds(run_matmul, &w);
     double ops = 2.0 * (double)(n_rows * n_in * n_tiles * KERNEL_TILE);
-    printf("%-7s matmul_%s %4zu rows x %4zu x %4zu  %8.1f us  %7.1f GOP/s  %6.1f GB/s\n", k->name,
-           q8 ? "q8" : "q4", n_rows, n_in, n_tiles * KERNEL_TILE, s * 1e6, ops / s / 1e9,
+    printf("%-7s matmul_%-6s %4zu rows x %4zu x %4zu  %8.1f us  %7.1f GOP/s  %6.1f GB/s\n", k->name,
+           NAMES[layout], n_rows, n_in, n_tiles * KERNEL_TILE, s * 1e6, ops / s / 1e9,
            (double)(n_tiles * tile_bytes) / s / 1e9);
     mem_free(tiles);
     mem_free(x);
@@ -166,7 +164,7 @@ static void bench_quantize(const struct kernels *k, size_t n)
     struct work w = {.k = k, .n = n, .x = fail_if_null(random_floats(n))};
     w.rows.q = fail_if_null(mem_calloc(n, sizeof(*w.rows.q)));
     w.rows.scale = fail_if_null(mem_calloc(n / KERNEL_BLOCK, sizeof(float)));
-    w.rows.sum = fail_if_null(mem_calloc(n / KERNEL_BLOCK, sizeof(float)));
+    w.rows.sum = fail_if_null(mem_calloc(n / KERNEL_BLOCK, sizeof(int32_t)));
     double s = seconds(run_quantize, &w);
     printf("%-7s quantize %5zu                       %8.2f us  %7.1f GB/s\n", k->name, n, s * 1e6,
            (double)n * sizeof(float) / s / 1e9);
@@ -184,10 +182,10 @@ int main(int argc, char **argv)
     for (size_t i = 1; i < n; i++) {
         if (argc > 1 && strcmp(argv[1], tables[i]->name) != 0)
             continue;
-        for (int q8 = 0; q8 < 2; q8++) {
+        for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
             for (size_t r = 0; r < sizeof(ROWS) / sizeof(ROWS[0]); r++) {
-                bench_matmul(tables[i], q8, 576, 4, ROWS[r]);
-                bench_matmul(tables[i], q8, 1536, 2, ROWS[r]);
+                bench_matmul(tables[i], layout, 576, 4, ROWS[r]);
+                bench_matmul(tables[i], layout, 1536, 2, ROWS[r]);
             }
         }
         bench_attend(tables[i], 3, false);

@@ -104,7 +104,7 @@ static void rmsnorm_is_the_formula(void **state)
 struct quantized {
     int16_t q[MAX_LENGTH / KERNEL_BLOCK][KERNEL_BLOCK];
     float scale[MAX_LENGTH / KERNEL_BLOCK];
-    float sum[MAX_LENGTH / KERNEL_BLOCK];
+    int32_t sum[MAX_LENGTH / KERNEL_BLOCK];
 };
 
 static void quantize_gives_the_same_bits(void **state)
@@ -139,7 +139,7 @@ static void quantize_keeps_the_value(void **state)
     float x[KERNEL_BLOCK];
     int16_t q[KERNEL_BLOCK];
     float scale;
-    float sum;
+    int32_t sum;
     (void)state;
     for (int round = 0; round < 2000; round++) {
         int32_t total = 0;
@@ -151,7 +151,7 @@ static void quantize_keeps_the_value(void **state)
             assert_int_not_equal(v, INT16_MIN);
             total += v;
         }
-        assert_true(scale * (float)total == sum);
+        assert_int_equal(total, sum);
     }
 }
 
@@ -165,17 +165,16 @@ struct product {
     float *got;
 };
 
-static void product_open(struct product *p, bool q8, size_t n_blocks, size_t n_tiles, size_t n_rows,
-                         size_t extra)
+static void product_open(struct product *p, enum kernel_layout layout, size_t n_blocks,
+                         size_t n_tiles, size_t n_rows, size_t extra)
 {
-    size_t block_bytes = q8 ? KERNEL_Q8_BYTES : KERNEL_Q4_BYTES;
-    size_t weight_bytes = q8 ? 512 : 256;
+    size_t block_bytes = kernel_block_bytes(layout);
+    size_t weight_bytes = kernel_weight_bytes(layout);
     *p = (struct product){.n_blocks = n_blocks,
                           .n_tiles = n_tiles,
                           .n_rows = n_rows,
                           .stride = n_blocks + extra,
-                          .tile_bytes =
-                              q8 ? kernel_tile_bytes_q8(n_blocks) : kernel_tile_bytes_q4(n_blocks)};
+                          .tile_bytes = kernel_tile_bytes(layout, n_blocks)};
     p->tiles = mem_alloc_aligned(n_tiles * p->tile_bytes);
     for (size_t t = 0; t < n_tiles; t++) {
         for (size_t b = 0; b < n_blocks; b++) {
@@ -191,7 +190,7 @@ static void product_open(struct product *p, bool q8, size_t n_blocks, size_t n_t
     p->x = (struct quantized_rows){
         .q = mem_calloc(n_rows * p->stride, KERNEL_BLOCK * sizeof(int16_t)),
         .scale = mem_calloc(n_rows * p->stride, sizeof(float)),
-        .sum = mem_calloc(n_rows * p->stride, sizeof(float)),
+        .sum = mem_calloc(n_rows * p->stride, sizeof(int32_t)),
         .stride = p->stride,
     };
     for (size_t r = 0; r < n_rows; r++) {
@@ -232,26 +231,18 @@ static struct matmul product_matmul(const struct product *p, float *out, bool ac
     };
 }
 
-static void run(const struct kernels *k, bool q8, const struct matmul *m)
-{
-    if (q8)
-        k->matmul_q8(m);
-    else
-        k->matmul_q4(m);
-}
-
-static void check_matmul(bool q8)
+static void check_matmul(enum kernel_layout layout)
 {
     static const size_t ROWS[] = {1, 2, 3, 4, 5, 7, 8, 9, 23};
     FOR_EACH_TABLE(k)
     {
         for (size_t i = 0; i < 9; i++) {
             struct product p;
-            product_open(&p, q8, 1 + i * 3 % 7, 1 + i % 3, ROWS[i], i % 2);
+            product_open(&p, layout, 1 + i * 3 % 7, 1 + i % 3, ROWS[i], i % 2);
             struct matmul expected = product_matmul(&p, p.expected, i % 2);
             struct matmul got = product_matmul(&p, p.got, i % 2);
-            run(&KERNELS_SCALAR, q8, &expected);
-            run(k, q8, &got);
+            KERNELS_SCALAR.matmul[layout](&expected);
+            k->matmul[layout](&got);
             assert_memory_equal(p.got, p.expected,
                                 p.n_rows * p.n_tiles * KERNEL_TILE * sizeof(float));
             product_close(&p);
@@ -262,13 +253,19 @@ static void check_matmul(bool q8)
 static void matmul_q8_gives_the_same_bits(void **state)
 {
     (void)state;
-    check_matmul(true);
+    check_matmul(KERNEL_Q8);
 }
 
 static void matmul_q4_gives_the_same_bits(void **state)
 {
     (void)state;
-    check_matmul(false);
+    check_matmul(KERNEL_Q4);
+}
+
+static void matmul_q4_min_gives_the_same_bits(void **state)
+{
+    (void)state;
+    check_matmul(KERNEL_Q4_MIN);
 }
 
 /* The promise behind reproducible answers: a row alone, or in a batch, or in part of the tiles. */
@@ -277,11 +274,11 @@ static void a_row_does_not_depend_on_its_batch(void **state)
     (void)state;
     FOR_EACH_TABLE(k)
     {
-        for (int q8 = 0; q8 < 2; q8++) {
+        for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
             struct product p;
-            product_open(&p, q8, 5, 3, 11, 0);
+            product_open(&p, layout, 5, 3, 11, 0);
             struct matmul all = product_matmul(&p, p.expected, false);
-            run(k, q8, &all);
+            k->matmul[layout](&all);
             for (size_t r = 0; r < p.n_rows; r++) {
                 for (size_t t = 0; t < p.n_tiles; t++) {
                     struct matmul one = all;
@@ -290,7 +287,7 @@ static void a_row_does_not_depend_on_its_batch(void **state)
                     one.tile_begin = t;
                     one.tile_end = t + 1;
                     one.out = p.got;
-                    run(k, q8, &one);
+                    k->matmul[layout](&one);
                     assert_memory_equal(p.got, p.expected + r * all.out_stride + t * KERNEL_TILE,
                                         KERNEL_TILE * sizeof(float));
                 }
@@ -300,14 +297,52 @@ static void a_row_does_not_depend_on_its_batch(void **state)
     }
 }
 
+/* Of row r and input j of a tile's block, as kernels.h says. */
+static double weight(enum kernel_layout layout, const uint8_t *block, size_t r, size_t j)
+{
+    const uint16_t *scale = (const uint16_t *)(const void *)(block + kernel_weight_bytes(layout));
+    double d = half_to_float(scale[r]);
+    if (layout == KERNEL_Q8)
+        return d * (int8_t)block[j / 4 * 64 + r * 4 + j % 4];
+    uint8_t byte = block[j % 16 / 4 * 64 + r * 4 + j % 4];
+    int nibble = j < 16 ? byte & 15 : byte >> 4;
+    return layout == KERNEL_Q4 ? d * (nibble - 8)
+                               : d * nibble + half_to_float(scale[KERNEL_TILE + r]);
+}
+
+/* Activations at the ends of their range and the largest weights: no integer overflows, and what a
+ * float cannot hold is rounded in the same way. */
+static void extremes_give_the_same_bits(void **state)
+{
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
+            struct product p;
+            product_open(&p, layout, 2, 1, 2, 0);
+            for (size_t i = 0; i < p.n_rows * p.stride * KERNEL_BLOCK; i++)
+                p.x.q[i] = i / KERNEL_BLOCK % 2 ? KERNEL_Q_MAX : -KERNEL_Q_MAX;
+            for (size_t b = 0; b < p.n_rows * p.stride; b++)
+                p.x.sum[b] = (b % 2 ? KERNEL_Q_MAX : -KERNEL_Q_MAX) * KERNEL_BLOCK;
+            memset(p.tiles, layout == KERNEL_Q8 ? 0x80 : 0xf0, kernel_weight_bytes(layout));
+            struct matmul expected = product_matmul(&p, p.expected, false);
+            struct matmul got = product_matmul(&p, p.got, false);
+            KERNELS_SCALAR.matmul[layout](&expected);
+            k->matmul[layout](&got);
+            assert_memory_equal(p.got, p.expected, p.n_rows * KERNEL_TILE * sizeof(float));
+            product_close(&p);
+        }
+    }
+}
+
 static void matmul_is_the_product(void **state)
 {
     (void)state;
-    for (int q8 = 0; q8 < 2; q8++) {
+    for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
         struct product p;
-        product_open(&p, q8, 3, 2, 2, 0);
+        product_open(&p, layout, 3, 2, 2, 0);
         struct matmul m = product_matmul(&p, p.got, false);
-        run(&KERNELS_SCALAR, q8, &m);
+        KERNELS_SCALAR.matmul[layout](&m);
         for (size_t row = 0; row < 2; row++) {
             for (size_t o = 0; o < 2 * KERNEL_TILE; o++) {
                 const uint8_t *tile = p.tiles + o / KERNEL_TILE * p.tile_bytes;
@@ -318,18 +353,8 @@ static void matmul_is_the_product(void **state)
                     size_t j = i % KERNEL_BLOCK;
                     const int16_t *q = p.x.q + (row * p.stride + b) * KERNEL_BLOCK;
                     double x = q[place(j)] * (double)p.x.scale[row * p.stride + b];
-                    const uint8_t *block = tile + b * (q8 ? KERNEL_Q8_BYTES : KERNEL_Q4_BYTES);
-                    const uint16_t *scale =
-                        (const uint16_t *)(const void *)(block + (q8 ? 512 : 256));
-                    double w = half_to_float(scale[r]);
-                    if (q8) {
-                        w *= (int8_t)block[j / 4 * 64 + r * 4 + j % 4];
-                    } else {
-                        uint8_t byte = block[j % 16 / 4 * 64 + r * 4 + j % 4];
-                        w = w * (j < 16 ? byte & 15 : byte >> 4) +
-                            half_to_float(scale[KERNEL_TILE + r]);
-                    }
-                    sum += w * x;
+                    const uint8_t *block = tile + b * kernel_block_bytes(layout);
+                    sum += x * weight(layout, block, r, j);
                 }
                 assert_true(fabs(sum - p.got[row * m.out_stride + o]) < 1e-3 * (1 + fabs(sum)));
             }
@@ -504,6 +529,8 @@ int main(void)
         cmocka_unit_test(quantize_keeps_the_value),
         cmocka_unit_test(matmul_q8_gives_the_same_bits),
         cmocka_unit_test(matmul_q4_gives_the_same_bits),
+        cmocka_unit_test(matmul_q4_min_gives_the_same_bits),
+        cmocka_unit_test(extremes_give_the_same_bits),
         cmocka_unit_test(a_row_does_not_depend_on_its_batch),
         cmocka_unit_test(matmul_is_the_product),
         cmocka_unit_test(silu_rope_and_halves_give_the_same_bits),

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #define MINUTE_S 60.0
+#define WAIT_MAX_S 86400.0 /* what is told; a debt may be larger than its milliseconds' type */
 
 static void refill(struct allowance *a, unsigned limit, uint64_t now_ns)
 {
@@ -24,7 +25,7 @@ static void refill(struct allowance *a, unsigned limit, uint64_t now_ns)
 /* Seconds until there is `wanted` again. */
 static double seconds_until(const struct allowance *a, unsigned limit, double wanted)
 {
-    return a->left >= wanted ? 0 : (wanted - a->left) * MINUTE_S / limit;
+    return a->left >= wanted ? 0 : fmin((wanted - a->left) * MINUTE_S / limit, WAIT_MAX_S);
 }
 
 static int refuse(struct http_error *e, const char *type, unsigned limit, double wait_s)
@@ -74,15 +75,17 @@ void limits_charge(struct exchange *x, uint32_t n_tokens)
     x->key->tokens.left -= n_tokens;
 }
 
-/* "1m30s", "2.5s", "0s": OpenAI writes Go's durations. */
+/* "1m30s", "2.5s", "120ms", "0s": OpenAI writes Go's durations. Rounded up to milliseconds. */
 static void write_duration(char *text, size_t bytes, double seconds)
 {
-    unsigned minutes = (unsigned)(seconds / MINUTE_S);
+    unsigned ms = (unsigned)ceil(seconds * 1e3);
 
-    if (minutes)
-        snprintf(text, bytes, "%um%.3gs", minutes, seconds - minutes * MINUTE_S);
+    if (ms >= 60000)
+        snprintf(text, bytes, "%um%gs", ms / 60000, ms % 60000 / 1e3);
+    else if (ms == 0 || ms >= 1000)
+        snprintf(text, bytes, "%gs", ms / 1e3);
     else
-        snprintf(text, bytes, "%.3gs", seconds);
+        snprintf(text, bytes, "%ums", ms);
 }
 
 static bool add_three(struct MHD_Response *response, const char *what, unsigned limit,

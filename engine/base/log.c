@@ -43,7 +43,10 @@ void log_write(enum log_level level, const char *fmt, ...)
     va_end(args);
     if (m < 0)
         return;
-    n += (size_t)m < sizeof(line) - n - 1 ? (size_t)m : sizeof(line) - n - 2;
+    size_t end = n + ((size_t)m < sizeof(line) - n - 1 ? (size_t)m : sizeof(line) - n - 2);
+    for (; n < end; n++) /* paths and names come from clients: none may begin a line of its own */
+        if ((unsigned char)line[n] < ' ' || line[n] == 0x7f)
+            line[n] = '?';
     line[n++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, n);
     (void)written; /* nowhere left to report it */

@@ -160,6 +160,15 @@ def test_unknown_field_is_taken_and_logged(server):
     assert "some_new_field" in server.log()
 
 
+def test_client_cannot_write_lines_of_the_log(server):
+    server.get("/%0aforged%20by%20path")
+    server.post(CHAT, server.chat(**{"field\nforged-by-field": 1}))
+    server.wait_until(lambda: "forged-by-field" in server.log())
+    lines = server.log().splitlines()
+    assert any("/?forged by path" in line for line in lines)
+    assert not [line for line in lines if line.startswith("forged")]
+
+
 @pytest.mark.parametrize("method,path,status", [
     ("GET", "/nothing", 404), ("POST", "/v1/nothing", 404), ("GET", "/v1/models/", 404),
     ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("PUT", COMPLETIONS, 405),

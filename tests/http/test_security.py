@@ -1,6 +1,7 @@
 """Keys, rates, deadlines, TLS, CORS, and the service manager's side: with the fake engine."""
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -89,7 +90,7 @@ def test_requests_per_minute(start_fake, tmp_path):
     assert reply.error["type"] == "requests"
     assert 0 < int(reply.headers["retry-after-ms"]) <= 20000
     assert 1 <= int(reply.headers["retry-after"]) <= 20
-    assert reply.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert re.fullmatch(r"(\d+m)?[\d.]+s|\d+ms", reply.headers["x-ratelimit-reset-requests"])
     assert server.get("/v1/models").status == 200  # only generation counts
     server.key = "b"  # each key has its own
     assert server.post(CHAT, server.chat(max_tokens=1)).status == 200
@@ -109,6 +110,7 @@ def test_tokens_per_minute(start_fake):
     reply = server.post(CHAT, server.chat())  # in debt by now
     assert reply.status == 429 and reply.error["type"] == "tokens"
     assert int(reply.headers["retry-after"]) > 30
+    assert re.fullmatch(r"[1-9]\d*m[\d.]+s", reply.headers["x-ratelimit-reset-tokens"])
 
 
 # --- deadlines -----------------------------------------------------------------------------------

@@ -90,6 +90,12 @@ static int read_number(const struct field *field, const cJSON *value, double *re
     return 0;
 }
 
+bool field_neutral_is_string(const struct field *field)
+{
+    return strspn(field->neutral, "-0123456789") != strlen(field->neutral) &&
+           strcmp(field->neutral, "true") != 0;
+}
+
 /* Whether the value of an unsupported field asks for nothing. */
 static bool is_neutral(const struct field *field, const cJSON *value)
 {
@@ -102,7 +108,7 @@ static bool is_neutral(const struct field *field, const cJSON *value)
     if (!field->neutral)
         return false;
     if (cJSON_IsString(value))
-        return strcmp(value->valuestring, field->neutral) == 0;
+        return field_neutral_is_string(field) && strcmp(value->valuestring, field->neutral) == 0;
     if (cJSON_IsTrue(value))
         return strcmp("true", field->neutral) == 0;
     if (cJSON_IsNumber(value))

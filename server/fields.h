@@ -120,6 +120,7 @@ struct field {
 };
 const struct field *field_table(size_t *ret_n);
 const struct field *field_find(const char *name, enum field_route route); /* NULL: unknown */
+bool field_neutral_is_string(const struct field *field); /* else a number or true; it has one */
 
 /* --- what the readers of single fields share ----------------------------------------------- */
 

@@ -148,13 +148,11 @@ static void write_neutral(struct buf *out, const struct field *field)
 {
     write_text(out, "'enum':[null,false,'',[],{}");
     if (field->neutral) {
-        bool is_bare = strspn(field->neutral, "-0123456789") == strlen(field->neutral) ||
-                       strcmp(field->neutral, "true") == 0;
         buf_append(out, ",", 1);
-        if (is_bare)
-            buf_append_str(out, field->neutral);
-        else
+        if (field_neutral_is_string(field))
             write_string(out, field->neutral);
+        else
+            buf_append_str(out, field->neutral);
     }
     buf_append(out, "]", 1);
 }

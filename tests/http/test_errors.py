@@ -46,7 +46,7 @@ BAD_CHAT_FIELDS = [
     ("grammar", "root ::= x", "unsupported_parameter"),
     ("audio", {"voice": "x"}, "unsupported_parameter"),
     ("modalities", ["text", "audio"], "unsupported_parameter"),
-    ("mirostat", 2, "unsupported_parameter"), ("typical_p", 0.5, "unsupported_parameter"),
+    ("mirostat", 2, "unsupported_parameter"), ("mirostat", "0", "unsupported_parameter"), ("typical_p", 0.5, "unsupported_parameter"),
     ("guided_json", {"type": "object"}, "unsupported_parameter"),
     ("use_beam_search", True, "unsupported_parameter"),
 ]

@@ -34,6 +34,24 @@ static int check_memory(const struct reconstruct *r, struct error *err)
     return room_check_bytes(fixed, 0, bytes_per_token(r), r->samples->tokens.n, err);
 }
 
+/* A matrix cannot be solved for more inputs than there are rows to tell them apart. */
+static int check_tokens(const struct reconstruct *r, struct error *err)
+{
+    const struct model_params *p = r->full_params;
+    size_t needed = max_size(max_size((size_t)p->n_heads * p->head_dim, r->mlp), p->hidden);
+    size_t n = 0;
+    for (size_t i = 0; i < r->samples->n_samples; i++) {
+        const struct sample *s = &r->samples->samples[i];
+        n += s->held ? 0 : s->n - s->n_prompt;
+    }
+    if (n >= needed)
+        return 0;
+    return error_set(err, ERROR_INVALID,
+                     "calibration: %zu tokens to learn from, at least %zu are needed to solve for "
+                     "matrices of so many inputs, and far more for a good twin",
+                     n, needed);
+}
+
 static int alloc_rows(struct reconstruct *r, struct error *err)
 {
     const struct model_params *p = r->full_params;
@@ -83,7 +101,9 @@ static int open_all(struct reconstruct *r, struct error *err)
     if (n < 0 || (size_t)n >= sizeof(path))
         return error_set(err, ERROR_INVALID, "out: a path of at most %zu bytes is expected",
                          sizeof(path) - 8);
-    int rc = check_memory(r, err);
+    int rc = check_tokens(r, err);
+    if (rc == 0)
+        rc = check_memory(r, err);
     if (rc == 0)
         rc = open_models(r, err);
     if (rc == 0)

@@ -107,6 +107,22 @@ static void full_width_loses_nothing(void **state)
     }
 }
 
+static void too_few_tokens_are_told_with_how_many_are_needed(void **state)
+{
+    const struct files *f = *state;
+    struct tiny tiny = full_model("llama");
+    struct prune_options options = options_of(f, 32, 64);
+    struct prune_report report;
+    struct error err = {0};
+    options.n_tokens = 80;
+    tiny_write_gguf(&tiny, f->full);
+    unlink(f->twin);
+    assert_int_equal(prune_run(&options, &report, &err), -ERROR_INVALID);
+    assert_non_null(strstr(err.message, "calibration: "));
+    assert_non_null(strstr(err.message, "at least 64 are needed"));
+    assert_int_equal(access(f->twin, F_OK), -1);
+}
+
 /* A narrower twin: a file that pairs with the full model, of the widths asked for, that says how it
  * was made; better than slicing; and the better the wider. */
 static void narrower_twin_pairs(void **state)
@@ -215,6 +231,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_width_loses_nothing),
+        cmocka_unit_test(too_few_tokens_are_told_with_how_many_are_needed),
         cmocka_unit_test(narrower_twin_pairs),
         cmocka_unit_test(interrupted_run_goes_on),
         cmocka_unit_test(calls_that_cannot_work_are_refused),

@@ -246,7 +246,7 @@ static void write_reply_content(struct buf *out, const struct operation *operati
         buf_printf(out, "\"application/json\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}",
                    operation->reply);
     if (operation->streams)
-        write_text(out, ",'text/event-stream':{'schema':{'type':'string'}}");
+        write_text(out, ",'text/event-stream':{}");
     write_text(out, "}}");
 }
 

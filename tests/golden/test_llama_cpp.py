@@ -37,7 +37,7 @@ def twin(program, model, tmp_path_factory):
     """In float, because llama.cpp rounds activations to 8 bits for its quantised types."""
     folder = tmp_path_factory.mktemp("twin")
     text = folder / "calibration.txt"
-    text.write_text("The old lighthouse stood at the edge of the sea, and the keeper lit it. " * 40)
+    text.write_text("The old lighthouse stood at the edge of the sea, and the keeper lit it. " * 160)
     out = folder / "twin.gguf"
     subprocess.run(
         [program, "prune", "--model", model, "--out", out, "--hidden", "512", "--mlp", "1280",

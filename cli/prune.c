@@ -12,15 +12,14 @@ static void show_progress(void *user, const char *what, double share)
     cli_progress_show(user, what, share);
 }
 
-/* "q8_0", "bf16", ... or NULL to keep. Returns false after saying what is wrong. */
-static bool parse_type(const char *name, int *ret_type)
+/* "q8_0", "bf16", ... or NULL to keep. Says what is wrong. */
+static int parse_type(const char *option, const char *name, int *ret_type)
 {
-    *ret_type = PRUNE_TYPE_KEEP;
-    if (!name)
-        return true;
-    *ret_type = tensor_type_from_name(name);
-    return *ret_type == TENSOR_Q8_0 || *ret_type == TENSOR_BF16 || *ret_type == TENSOR_F16 ||
-           *ret_type == TENSOR_F32 || *ret_type == TENSOR_Q4_0 || *ret_type == TENSOR_Q4_1;
+    *ret_type = name ? tensor_type_from_name(name) : PRUNE_TYPE_KEEP;
+    if (!name || (*ret_type >= 0 && tensor_type_is_writable((enum tensor_type) * ret_type)))
+        return CLI_DONE;
+    return cli_fail("prune", CLI_WRONG_CALL, "--%s: \"%s\", expected one of %s", option, name,
+                    TENSOR_WRITABLE_TYPES);
 }
 
 static bool parse_method(const char *name, enum prune_method *ret_method)
@@ -41,6 +40,7 @@ int cli_prune(int argc, char **argv)
     struct error err = {0};
     const char *method = "reconstruct";
     const char *type = NULL;
+    const char *head_type = NULL;
     struct cli_strings calibration = {0};
     uint32_t n_tokens = 0;
     const struct cli_option options[] = {
@@ -69,8 +69,10 @@ int cli_prune(int argc, char **argv)
          "family that rows of `messages` are written in [default: as the model file says]"},
         {"tokens", CLI_UINT, &n_tokens, "N", "calibration tokens at most [default 65536]", 1, 1e9},
         {"type", CLI_STRING, &type, "TYPE",
-         "q8_0, f16, bf16, f32, q4_0 or q4_1 for all matrices [default: q8_0; of minitron: as they "
-         "are]"},
+         "of all matrices: " TENSOR_WRITABLE_TYPES " [default: q8_0; of minitron: as they are]"},
+        {"head-type", CLI_STRING, &head_type, "TYPE",
+         "of the embedding and the head, which a twin of the full width shares as its model does "
+         "[default: --type]"},
         {"report", CLI_STRING, &prune.report_path, "FILE", "write a JSON report"},
     };
     const struct cli_command command = {
@@ -93,9 +95,11 @@ int cli_prune(int argc, char **argv)
     if (!parse_method(method, &prune.method))
         return cli_fail("prune", CLI_WRONG_CALL,
                         "--method: \"%s\", expected reconstruct or minitron", method);
-    if (!parse_type(type, &prune.type))
-        return cli_fail("prune", CLI_WRONG_CALL,
-                        "--type: \"%s\", expected q8_0, q4_1, q4_0, f16, bf16 or f32", type);
+    status = parse_type("type", type, &prune.type);
+    if (status == CLI_DONE)
+        status = parse_type("head-type", head_type, &prune.head_type);
+    if (status != CLI_DONE)
+        return status;
     prune.n_tokens = n_tokens;
     prune.calibration = calibration.items;
     prune.n_calibration = calibration.n;

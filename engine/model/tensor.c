@@ -400,6 +400,11 @@ int tensor_check_block_values(enum tensor_type type, const float *src, size_t n,
     return 0;
 }
 
+bool tensor_type_is_writable(enum tensor_type type)
+{
+    return types[type].from_float != NULL;
+}
+
 int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst, struct error *err)
 {
     const struct type_row *row = &types[type];

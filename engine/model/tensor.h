@@ -52,10 +52,13 @@ bool tensor_type_bytes(enum tensor_type type, uint64_t n, size_t *ret_bytes);
 
 /* n elements (a multiple of the block) from src to dst[n]. */
 void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *dst);
-/* The same back: F32, F16, BF16, Q8_0, Q4_0, Q4_1. ERROR_UNSUPPORTED for the others. A value that
+/* The same back, for the types that can be written. ERROR_UNSUPPORTED for the others. A value that
  * a block type cannot hold (not finite, over 65504) is ERROR_INVALID. */
 int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst,
                     struct error *err);
+
+#define TENSOR_WRITABLE_TYPES "q8_0, q4_1, q4_0, f16, bf16, f32"
+bool tensor_type_is_writable(enum tensor_type type);
 
 /* That check alone, of n elements for a block type. */
 int tensor_check_block_values(enum tensor_type type, const float *src, size_t n, struct error *err);

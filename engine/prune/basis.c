@@ -1,5 +1,6 @@
 /* The basis of the twin's residual stream: principal components of the full model's, normalised as
- * RMSNorm does without its weights, over layers and tokens. See reconstruct.h. */
+ * RMSNorm does without its weights, over layers and tokens. A twin of the full width needs none,
+ * only its embedding. See reconstruct.h. */
 #include "engine/base/mem.h"
 #include "engine/prune/reconstruct.h"
 
@@ -10,8 +11,15 @@
 /* A covariance of hidden channels, summed over layers, needs no more. */
 #define BASIS_TOKENS 4096
 
-static void add_normalised(struct reconstruct *r, struct batch batch, const float *ones,
-                           struct least_squares *covariance)
+/* What is summed up: rows x of the residual stream as x / |x| * weight, after every half layer or
+ * only after the last, where the head looks. */
+struct view {
+    bool last_only;
+    float *weight; /* [full hidden] */
+    struct least_squares sums;
+};
+
+static void add_normalised(struct reconstruct *r, struct batch batch, struct view *view)
 {
     const struct model_params *p = r->full_params;
     struct forward_rows rows = forward_rows(r->reader.forward, FORWARD_X);
@@ -19,33 +27,30 @@ static void add_normalised(struct reconstruct *r, struct batch batch, const floa
     for (size_t i = batch.first; i < batch.first + batch.n; i++) {
         const struct sample *s = &r->samples->samples[i];
         for (uint32_t t = SKIP_TOKENS; t < s->n; t++)
-            r->reader.kernels->rmsnorm(rows.data + t * rows.stride, ones, p->hidden, p->norm_width,
-                                       p->rms_eps, r->target + n++ * p->hidden);
+            r->reader.kernels->rmsnorm(rows.data + t * rows.stride, view->weight, p->hidden,
+                                       p->norm_width, p->rms_eps, r->target + n++ * p->hidden);
         rows.data += s->n * rows.stride;
     }
-    least_squares_add(covariance, false, r->target, p->hidden, NULL, 0, n);
+    least_squares_add(&view->sums, false, r->target, p->hidden, NULL, 0, n);
 }
 
-static void read_batch(struct reconstruct *r, uint32_t l, struct batch batch, const float *ones,
-                       struct least_squares *covariance)
+static void read_batch(struct reconstruct *r, uint32_t l, struct batch batch, struct view *view)
 {
+    bool is_last = l + 1 == r->full_params->n_layers;
     reader_begin(&r->reader, r->full.model, batch, READ_ALL, r->full.x);
     for (unsigned part = 0; part < FORWARD_PARTS; part++) {
         forward_part(r->reader.forward, l, (enum forward_part)part);
-        if (part == FORWARD_ATTN_OUT || part == FORWARD_MLP_OUT)
-            add_normalised(r, batch, ones, covariance);
+        bool is_half = part == FORWARD_ATTN_OUT || part == FORWARD_MLP_OUT;
+        if (view->last_only ? is_last && part == FORWARD_MLP_OUT : is_half)
+            add_normalised(r, batch, view);
     }
     reader_store(&r->reader, batch, READ_ALL, r->full.x);
 }
 
-static int measure(struct reconstruct *r, struct least_squares *covariance, struct error *err)
+/* The full model reads the beginning of the calibration. */
+static int read_through(struct reconstruct *r, struct view *view, struct error *err)
 {
     const struct model_params *p = r->full_params;
-    _cleanup_mem_ float *ones = mem_array(p->hidden, sizeof(float));
-    if (!ones)
-        return error_memory(err, "basis", p->hidden * sizeof(float));
-    for (uint32_t i = 0; i < p->hidden; i++)
-        ones[i] = 1;
     for (uint32_t l = 0; l < p->n_layers; l++) {
         int rc = full_model_load(&r->full, l, err);
         if (rc)
@@ -53,26 +58,44 @@ static int measure(struct reconstruct *r, struct least_squares *covariance, stru
         struct batch batch = reader_batch(r->samples, 0);
         for (; batch.n && r->samples->samples[batch.first].begin < BASIS_TOKENS;
              batch = reader_batch(r->samples, batch.first + batch.n))
-            read_batch(r, l, batch, ones, covariance);
+            read_batch(r, l, batch, view);
         if (r->options->progress)
             r->options->progress(r->options->user, "basis", (l + 1.0) / p->n_layers);
     }
+    reader_embed(r->samples, r->full.model, READ_ALL, r->full.x); /* back to the beginning */
     return 0;
+}
+
+/* norm: whose weights the rows are multiplied with; NULL: none. */
+static int measure(struct reconstruct *r, const struct tensor *norm, struct view *view,
+                   struct error *err)
+{
+    size_t n = r->full_params->hidden;
+    *view = (struct view){.last_only = norm != NULL, .weight = mem_array(n, sizeof(float))};
+    if (!view->weight)
+        return error_memory(err, "basis", n * sizeof(float));
+    for (size_t i = 0; i < n; i++)
+        view->weight[i] = 1;
+    if (norm)
+        tensor_dequantize(norm->type, norm->data, n, view->weight);
+    int rc = least_squares_open(r->reader.team, n, 0, &view->sums, err);
+    return rc ? rc : read_through(r, view, err);
+}
+
+static void close_view(struct view *view)
+{
+    mem_free(view->weight);
+    least_squares_close(&view->sums);
 }
 
 static int compute_basis(struct reconstruct *r, struct error *err)
 {
     size_t full = r->full_params->hidden;
-    struct least_squares covariance;
-    int rc = least_squares_open(r->reader.team, full, 0, &covariance, err);
-    if (rc)
-        return rc;
-    rc = measure(r, &covariance, err);
+    struct view view;
+    int rc = measure(r, NULL, &view, err);
     if (rc == 0)
-        rc =
-            top_eigenvectors(covariance.fitted.xx, full, r->hidden, r->basis, &r->basis_share, err);
-    least_squares_close(&covariance);
-    reader_embed(r->samples, r->full.model, READ_ALL, r->full.x); /* back to the beginning */
+        rc = top_eigenvectors(view.sums.fitted.xx, full, r->hidden, r->basis, &r->basis_share, err);
+    close_view(&view);
     if (rc == 0)
         rc = put_turned(r, "token_embd.weight", r->full.model->embedding, r->basis, NULL, err);
     if (rc == 0)
@@ -80,9 +103,31 @@ static int compute_basis(struct reconstruct *r, struct error *err)
     return rc;
 }
 
+/* The full model's embedding, rounded for what it gives as the head where it is that too. */
+static int put_embedding(struct reconstruct *r, struct error *err)
+{
+    const char *name = "token_embd.weight";
+    const struct tensor *t = r->full.model->embedding;
+    const struct tensor *norm = model_file_tensor(r->file, "output_norm.weight");
+    if (t->type == head_type(r))
+        return twin_store_copy(r->store, t, err);
+    if (!r->is_tied || !tensor_type_grid(head_type(r)))
+        return put_turned(r, name, t, NULL, NULL, err);
+    struct view view;
+    int rc = measure(r, norm, &view, err);
+    if (rc == 0)
+        rc = put_turned(r, name, t, NULL, view.sums.fitted.xx, err);
+    close_view(&view);
+    return rc;
+}
+
 int find_basis(struct reconstruct *r, struct error *err)
 {
     struct tensor t;
+    if (!r->basis) {
+        r->basis_share = 1;
+        return twin_store_has(r->store, "token_embd.weight") ? 0 : put_embedding(r, err);
+    }
     if (!twin_store_has(r->store, ".basis"))
         return compute_basis(r, err);
     int rc = twin_store_get(r->store, ".basis", &t, err);

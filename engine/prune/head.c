@@ -13,49 +13,62 @@
 /* Both models' normed last rows of the batch's answers: the full model's to target, the twin's to
  * inner. */
 static void norm_last(struct reconstruct *r, struct batch batch, const float *weight,
-                      const float *ones)
+                      const float *twin_weight)
 {
     const struct model_params *p = r->full_params;
     const struct sample *s = &r->samples->samples[batch.first];
     size_t n = answer_rows(r->samples, batch);
     float *x = r->inner + s->answer * r->hidden;
+    uint32_t width = r->twin->params.norm_width;
     gather_answers(r->samples, batch, r->full.x + s->begin * p->hidden, p->hidden, p->hidden,
                    r->target);
     for (size_t i = 0; i < n; i++) {
         float *row = r->target + i * p->hidden;
         r->reader.kernels->rmsnorm(row, weight, p->hidden, p->norm_width, p->rms_eps, row);
-        r->reader.kernels->rmsnorm(r->x + (s->answer + i) * r->hidden, ones, r->hidden, r->hidden,
-                                   p->rms_eps, x + i * r->hidden);
+        r->reader.kernels->rmsnorm(r->x + (s->answer + i) * r->hidden, twin_weight, r->hidden,
+                                   width, p->rms_eps, x + i * r->hidden);
     }
     memcpy(r->middle + s->answer * p->hidden, r->target, n * p->hidden * sizeof(float));
 }
 
-/* From here on middle holds the full model's normed last rows and inner the twin's. */
-static int norm_all(struct reconstruct *r, struct least_squares *ls, struct error *err)
+/* From here on middle holds the full model's normed last rows and inner the twin's. ls NULL: there
+ * is nothing to fit. ret_weight [hidden]: of the twin's last norm. */
+static int norm_all(struct reconstruct *r, struct least_squares *ls, float *ret_weight,
+                    struct error *err)
 {
     const struct tensor *norm = model_file_tensor(r->file, "output_norm.weight");
     size_t full = r->full_params->hidden;
     _cleanup_mem_ float *weight = mem_array(full, sizeof(float));
-    _cleanup_mem_ float *ones = mem_array(r->hidden, sizeof(float));
-    if (!weight || !ones)
+    if (!weight)
         return error_memory(err, "output norm", full * sizeof(float));
     tensor_dequantize(norm->type, norm->data, full, weight);
     for (uint32_t i = 0; i < r->hidden; i++)
-        ones[i] = 1;
+        ret_weight[i] = r->basis ? 1 : weight[i];
     struct batch batch = reader_batch(r->samples, 0);
     for (; batch.n; batch = reader_batch(r->samples, batch.first + batch.n)) {
-        norm_last(r, batch, weight, ones);
-        add_rows(r, batch, ls, r->inner + r->samples->samples[batch.first].answer * r->hidden,
-                 r->hidden, r->target, full);
+        norm_last(r, batch, weight, ret_weight);
+        if (ls)
+            add_rows(r, batch, ls, r->inner + r->samples->samples[batch.first].answer * r->hidden,
+                     r->hidden, r->target, full);
     }
-    return twin_store_put(r->store, "output_norm.weight", TENSOR_F32, ones, 0, r->hidden, NULL,
-                          err);
+    return 0;
 }
 
 static const struct tensor *full_head(const struct reconstruct *r)
 {
     const struct tensor *head = model_file_tensor(r->file, "output.weight");
     return head ? head : model_file_tensor(r->file, "token_embd.weight");
+}
+
+/* The twin's embedding as it is stored. */
+static float *load_tied_head(const struct reconstruct *r, struct error *err)
+{
+    struct tensor t;
+    if (twin_store_get(r->store, "token_embd.weight", &t, err))
+        return NULL;
+    float *w = load_matrix(&t, err);
+    tensor_release(&t);
+    return w;
 }
 
 static double log_sum_exp(const float *z, size_t n, size_t *ret_best)
@@ -97,7 +110,8 @@ static int score_held(struct reconstruct *r, struct error *err)
     struct tensor head = {0};
     size_t vocab = r->full_params->vocab_size;
     size_t full = r->full_params->hidden;
-    int rc = twin_store_get(r->store, "output.weight", &head, err);
+    int rc =
+        twin_store_get(r->store, r->is_tied ? "token_embd.weight" : "output.weight", &head, err);
     if (rc)
         return rc;
     _cleanup_mem_ float *twin_w = load_matrix(&head, err);
@@ -159,7 +173,7 @@ static void temper_row(const float *full, const float *twin, size_t n, double t,
 }
 
 /* The held rows in strides, n at most from number *at on; *at moves on. Both models' states to
- * `states`, the twin's mapped ones first. Returns how many. */
+ * `states`, the twin's first, mapped (map NULL: as they are). Returns how many. */
 static size_t gather_held(const struct reconstruct *r, const float *map, size_t n, size_t *at,
                           float *states)
 {
@@ -172,8 +186,11 @@ static size_t gather_held(const struct reconstruct *r, const float *map, size_t 
             if (number++ < *at)
                 continue;
             size_t row = s->answer + k - s->n_prompt;
-            multiply(r, r->inner + row * r->hidden, 1, r->hidden, map, full, 0,
-                     states + found * full);
+            if (map)
+                multiply(r, r->inner + row * r->hidden, 1, r->hidden, map, full, 0,
+                         states + found * full);
+            else
+                memcpy(states + found * full, r->inner + row * full, full * sizeof(float));
             memcpy(states + (n + found) * full, r->middle + row * full, full * sizeof(float));
             found++;
         }
@@ -182,9 +199,10 @@ static size_t gather_held(const struct reconstruct *r, const float *map, size_t 
     return found;
 }
 
-/* One step of Newton's method for the temperature. */
-static void temper_step(const struct reconstruct *r, const float *head, const float *map,
-                        float *states, float *z, double *t)
+/* One step of Newton's method for the temperature. twin_head is what the twin's states, mapped, are
+ * multiplied with. */
+static void temper_step(const struct reconstruct *r, const float *head, const float *twin_head,
+                        const float *map, float *states, float *z, double *t)
 {
     size_t vocab = r->full_params->vocab_size;
     size_t full = r->full_params->hidden;
@@ -194,7 +212,7 @@ static void temper_step(const struct reconstruct *r, const float *head, const fl
     double curvature = 0;
     while ((n = gather_held(r, map, SCORE_ROWS, &at, states))) {
         float *z_full = z + SCORE_ROWS * vocab;
-        multiply(r, states, n, full, head, vocab, 0, z);
+        multiply(r, states, n, full, twin_head, vocab, 0, z);
         multiply(r, states + SCORE_ROWS * full, n, full, head, vocab, 0, z_full);
         for (size_t k = 0; k < n; k++)
             temper_row(z_full + k * vocab, z + k * vocab, vocab, *t, &slope, &curvature);
@@ -203,50 +221,76 @@ static void temper_step(const struct reconstruct *r, const float *head, const fl
     *t = fmin(fmax(next, 0.5), 1.5);
 }
 
-/* Scales the map so that the twin is as sure of itself as it may be on text it has not seen: what
- * it was fitted to makes it surer than that. KL is convex in the scale. */
-static int temper_map(struct reconstruct *r, float *map, struct error *err)
+/* What the twin's logits are to be scaled by, so that it is as sure of itself as it may be on text
+ * it has not seen: what it was fitted to makes it surer than that. KL is convex in the scale. map:
+ * of the twin's states to the full model's; NULL: the head is tied. */
+static int find_temperature(struct reconstruct *r, const float *map, struct error *err)
 {
     size_t vocab = r->full_params->vocab_size;
     size_t full = r->full_params->hidden;
     double t = 1;
     _cleanup_mem_ float *head = load_matrix(full_head(r), err);
+    _cleanup_mem_ float *tied = r->is_tied ? load_tied_head(r, err) : NULL;
     _cleanup_mem_ float *states = mem_array(2 * SCORE_ROWS, full * sizeof(float));
     _cleanup_mem_ float *z = mem_array(2 * SCORE_ROWS, vocab * sizeof(float));
-    if (!head)
+    if (!head || (r->is_tied && !tied))
         return -(int)err->code;
     if (!states || !z)
         return error_memory(err, "logits", 2 * SCORE_ROWS * vocab * sizeof(float));
     for (int step = 0; step < TEMPER_STEPS; step++)
-        temper_step(r, head, map, states, z, &t);
-    cblas_sscal((blasint)(full * r->hidden), (float)t, map, 1);
+        temper_step(r, head, tied ? tied : head, map, states, z, &t);
     r->temperature = t;
+    return 0;
+}
+
+/* A head of the twin's own: the full model's behind a map of the states, scaled. */
+static int solve_head(struct reconstruct *r, struct least_squares *ls, struct error *err)
+{
+    size_t full = r->full_params->hidden;
+    _cleanup_mem_ float *map = mem_array(full * r->hidden, sizeof(float));
+    if (!map)
+        return error_memory(err, "head map", full * r->hidden * sizeof(float));
+    struct least_squares_result result;
+    int rc = solve_input_map(r, ls, r->layers[r->full_params->n_layers - 1].qkv_ridge, map, &result,
+                             err);
+    if (rc == 0)
+        r->head_residual = result.residual;
+    if (rc == 0)
+        rc = find_temperature(r, map, err);
+    if (rc)
+        return rc;
+    cblas_sscal((blasint)(full * r->hidden), (float)r->temperature, map, 1);
+    return put_turned(r, "output.weight", full_head(r), map, ls->fitted.xx, err);
+}
+
+/* The last norm scales what a tied head gives. */
+static int scale_norm(struct reconstruct *r, float *weight, struct error *err)
+{
+    r->head_residual = NAN;
+    int rc = find_temperature(r, NULL, err);
+    if (rc)
+        return rc;
+    cblas_sscal((blasint)r->hidden, (float)r->temperature, weight, 1);
+    cblas_sscal((blasint)(r->samples->n_answer * r->hidden), (float)r->temperature, r->inner, 1);
     return 0;
 }
 
 int rebuild_head(struct reconstruct *r, struct error *err)
 {
-    size_t full = r->full_params->hidden;
-    struct least_squares ls;
-    _cleanup_mem_ float *map = mem_calloc(full * r->hidden, sizeof(float));
-    if (!map)
-        return error_memory(err, "head map", full * r->hidden * sizeof(float));
-    int rc = least_squares_open(r->reader.team, r->hidden, full, &ls, err);
-    if (rc)
-        return rc;
-    struct least_squares_result result;
-    rc = norm_all(r, &ls, err);
+    struct least_squares ls = {0};
+    _cleanup_mem_ float *weight = mem_array(r->hidden, sizeof(float));
+    if (!weight)
+        return error_memory(err, "output norm", r->hidden * sizeof(float));
+    int rc = r->is_tied
+                 ? 0
+                 : least_squares_open(r->reader.team, r->hidden, r->full_params->hidden, &ls, err);
     if (rc == 0)
-        rc = least_squares_solve(&ls, 0, full, r->layers[r->full_params->n_layers - 1].qkv_ridge,
-                                 map, &result, err);
+        rc = norm_all(r, r->is_tied ? NULL : &ls, weight, err);
     if (rc == 0)
-        r->head_residual = result.residual;
+        rc = r->is_tied ? scale_norm(r, weight, err) : solve_head(r, &ls, err);
     if (rc == 0)
-        rc = temper_map(r, map, err);
-    if (rc == 0)
-        rc = put_turned(r, "output.weight", full_head(r), map, ls.fitted.xx, err);
+        rc = twin_store_put(r->store, "output_norm.weight", TENSOR_F32, weight, 0, r->hidden, NULL,
+                            err);
     least_squares_close(&ls);
-    if (rc == 0)
-        rc = score_held(r, err);
-    return rc;
+    return rc ? rc : score_held(r, err);
 }

@@ -134,9 +134,11 @@ int invert_symmetric(double *a, size_t n, struct error *err)
 struct solver {
     const struct least_squares *ls;
     size_t begin, n_out;
-    double *xx;   /* [n_in][n_in] */
-    double *map;  /* [n_out][n_in] */
-    double *best; /* [n_out][n_in] */
+    const float *prior; /* [n_out][n_in], or NULL */
+    double *rest;       /* [n_out][n_in] what the prior leaves of yx */
+    double *xx;         /* [n_in][n_in] */
+    double *map;        /* [n_out][n_in] */
+    double *best;       /* [n_out][n_in] */
 };
 
 static int solve(struct solver *s, double ridge, struct error *err)
@@ -151,8 +153,10 @@ static int solve(struct solver *s, double ridge, struct error *err)
     int rc = factorise_symmetric(s->xx, ls->n_in, err);
     if (rc)
         return rc;
-    memcpy(s->map, ls->fitted.yx + s->begin * ls->n_in, s->n_out * ls->n_in * sizeof(double));
+    memcpy(s->map, s->rest, s->n_out * ls->n_in * sizeof(double));
     LAPACK_dpotrs(&lower, &n_in, &n_out, s->xx, &n_in, s->map, &n_in, &info);
+    for (size_t i = 0; s->prior && i < s->n_out * ls->n_in; i++)
+        s->map[i] += s->prior[i];
     return 0;
 }
 
@@ -219,16 +223,33 @@ static int choose_ridge(struct solver *s, double start, struct least_squares_res
     return rc;
 }
 
-int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, double start,
-                        float *map, struct least_squares_result *ret_result, struct error *err)
+/* rest = yx - prior xx; s->map is scratch. */
+static void take_prior(struct solver *s)
+{
+    const struct row_sums *sums = &s->ls->fitted;
+    size_t n = s->n_out * s->ls->n_in;
+    blasint n_in = (blasint)s->ls->n_in;
+    memcpy(s->rest, sums->yx + s->begin * s->ls->n_in, n * sizeof(double));
+    if (!s->prior)
+        return;
+    for (size_t i = 0; i < n; i++)
+        s->map[i] = s->prior[i];
+    cblas_dsymm(CblasRowMajor, CblasRight, CblasUpper, (blasint)s->n_out, n_in, -1.0, sums->xx,
+                n_in, s->map, n_in, 1.0, s->rest, n_in);
+}
+
+int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end,
+                        const float *prior, double start, float *map,
+                        struct least_squares_result *ret_result, struct error *err)
 {
     size_t n = (end - begin) * ls->n_in;
     _cleanup_mem_ double *xx = mem_array(ls->n_in * ls->n_in, sizeof(double));
-    _cleanup_mem_ double *maps = mem_array(2 * n, sizeof(double));
-    struct solver s = {ls, begin, end - begin, xx, maps, maps + n};
+    _cleanup_mem_ double *maps = mem_array(3 * n, sizeof(double));
+    struct solver s = {ls, begin, end - begin, prior, maps, xx, maps + n, maps + 2 * n};
     if (!xx || !maps)
         return error_memory(err, "least squares", ls->n_in * ls->n_in * sizeof(double));
     blas_begin();
+    take_prior(&s);
     int rc = choose_ridge(&s, start, ret_result, err);
     blas_end();
     for (size_t i = 0; rc == 0 && i < n; i++)

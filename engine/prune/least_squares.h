@@ -11,10 +11,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Minimises sum |y - A x|^2 + ridge * sum_i (sum x_i^2) |A_i|^2 over A [n_out][n_in]. The ridge is
- * the one with the least error on rows held back: a twin is sixty fits, one on the results of the
- * other, and each bends a little to the rows it knows, so the errors of these say little of other
- * text. */
+/* Minimises sum |y - A x|^2 + ridge * sum_i (sum x_i^2) |A_i - P_i|^2 over A [n_out][n_in], where P
+ * is what A is if the rows say nothing. The ridge is the one with the least error on rows held
+ * back: a twin is sixty fits, one on the results of the other, and each bends a little to the rows
+ * it knows, so the errors of these say little of other text. */
 struct least_squares {
     struct team *team; /* the caller's, or NULL */
     size_t n_in, n_out;
@@ -41,11 +41,12 @@ struct least_squares_result {
     double
         residual; /* share of sum(y^2) that is left of the held rows (of the fitted without any) */
 };
-/* Adds the map of outputs [begin, end) to map [end - begin][n_in]. start: a ridge to look around,
- * as of a fit much like this one; 0 or NAN: none is known. ERROR_INTERNAL when the rows span too
- * little to be solved for. */
-int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end, double start,
-                        float *map, struct least_squares_result *ret_result, struct error *err);
+/* Adds the map of outputs [begin, end) to map [end - begin][n_in]. prior: P of these outputs, or
+ * NULL for zeros. start: a ridge to look around, as of a fit much like this one; 0 or NAN: none is
+ * known. ERROR_INTERNAL when the rows span too little to be solved for. */
+int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end,
+                        const float *prior, double start, float *map,
+                        struct least_squares_result *ret_result, struct error *err);
 
 /* The upper triangle u of a = u^T u, over a's (its lower triangle is left as it is). ERROR_INTERNAL
  * if a, a sum of x x^T, spans too little. */

@@ -95,6 +95,8 @@ static int run_reconstruct(const struct prune_options *options, const struct mod
     int rc = read_calibration(options, file, &samples, err);
     if (typed.type == PRUNE_TYPE_KEEP)
         typed.type = TENSOR_Q8_0;
+    if (typed.head_type == PRUNE_TYPE_KEEP)
+        typed.head_type = typed.type;
     report->n_calibration_tokens = samples.tokens.n;
     if (rc == 0)
         rc = reconstruct_run(&typed, file, &samples, report, err);

@@ -41,6 +41,7 @@ struct prune_options {
      * each keeps its own (Q8_0 if that type cannot be written), and rows that lose no columns keep
      * their bytes */
     int type;
+    int head_type;           /* of embedding and head; PRUNE_TYPE_KEEP: as `type` says */
     const char *report_path; /* JSON; NULL: none */
     void (*progress)(void *user, const char *what, double share);
     void *user;

@@ -20,6 +20,12 @@ static void name_of(uint32_t layer, const char *what, char name[64])
     snprintf(name, 64, "blk.%u.%s", layer, what);
 }
 
+/* A vector in the store: which of the full model's MLP channels the layer has. */
+static void name_of_kept(uint32_t layer, char name[64])
+{
+    snprintf(name, 64, ".kept.%u", layer);
+}
+
 static bool is_solved(const struct reconstruct *r, uint32_t layer, const char *what)
 {
     char name[64];
@@ -107,7 +113,10 @@ static void find_drift(const struct reconstruct *r, struct batch batch, const fl
 {
     size_t full = r->full_params->hidden;
     size_t n = answer_rows(r->samples, batch);
-    turn(r, full_rows, n, full, r->basis, r->hidden, drift);
+    if (r->basis)
+        turn(r, full_rows, n, full, r->basis, r->hidden, drift);
+    else
+        memcpy(drift, full_rows, n * full * sizeof(float));
     cblas_saxpy((blasint)(n * r->hidden), -1.0f, r->x + first_answer(r, batch) * r->hidden, 1,
                 drift, 1);
 }
@@ -169,12 +178,11 @@ static int solve_qkv(struct reconstruct *r, uint32_t l, struct least_squares *ls
                      const struct layer_tensors *t, struct error *err)
 {
     size_t n = (size_t)r->full_params->hidden * r->hidden;
-    _cleanup_mem_ float *map = mem_calloc(n, sizeof(float));
+    _cleanup_mem_ float *map = mem_array(n, sizeof(float));
     if (!map)
         return error_memory(err, "input map", n * sizeof(float));
     struct least_squares_result result;
-    int rc =
-        least_squares_solve(ls, 0, ls->n_out, layer_before(r, l)->qkv_ridge, map, &result, err);
+    int rc = solve_input_map(r, ls, layer_before(r, l)->qkv_ridge, map, &result, err);
     r->layers[l].qkv = result.residual;
     r->layers[l].qkv_ridge = result.ridge;
     if (rc == 0)
@@ -252,6 +260,31 @@ static void keep_inner(struct reconstruct *r, struct batch batch, enum forward_b
                rows.width * sizeof(float));
 }
 
+/* What the full model writes with, of the inputs that the twin kept: what a twin of the full width
+ * starts from. NULL: of another width, or no memory. */
+static float *load_write(const struct reconstruct *r, uint32_t l, const char *what, size_t n_in,
+                         struct error *err)
+{
+    char name[64];
+    struct tensor kept;
+    name_of(l, what, name);
+    const struct tensor *t = model_file_tensor(r->file, name);
+    float *w = load_matrix(t, err);
+    if (!w || t->dims[0] == n_in)
+        return w;
+    name_of_kept(l, name);
+    if (twin_store_get(r->store, name, &kept, err)) {
+        mem_free(w);
+        return NULL;
+    }
+    const float *index = kept.data;
+    for (size_t o = 0; o < r->hidden; o++) /* ascending: never over an element yet to be read */
+        for (size_t i = 0; i < n_in; i++)
+            w[o * n_in + i] = w[o * t->dims[0] + (size_t)index[i]];
+    tensor_release(&kept);
+    return w;
+}
+
 /* W = argmin |step - W' inner| + argmin |drift - W'' inner|, to the store. */
 static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
                        const struct least_squares *ls, const struct write_report *before,
@@ -263,9 +296,12 @@ static int solve_write(struct reconstruct *r, uint32_t l, const char *what,
     struct least_squares_result drift;
     if (!w)
         return error_memory(err, what, h * ls->n_in * sizeof(float));
-    int rc = least_squares_solve(ls, 0, h, before->step_ridge, w, &step, err);
+    _cleanup_mem_ float *own = r->basis ? NULL : load_write(r, l, what, ls->n_in, err);
+    if (!r->basis && !own)
+        return -(int)err->code;
+    int rc = least_squares_solve(ls, 0, h, own, before->step_ridge, w, &step, err);
     if (rc == 0)
-        rc = least_squares_solve(ls, h, 2 * h, before->drift_ridge, w, &drift, err);
+        rc = least_squares_solve(ls, h, 2 * h, NULL, before->drift_ridge, w, &drift, err);
     if (rc)
         return rc;
     *report = (struct write_report){step.residual, drift.residual, step.ridge, drift.ridge};
@@ -346,34 +382,49 @@ static int choose_channels(struct reconstruct *r, uint32_t l, const struct layer
         return 0;
     }
     _cleanup_mem_ float *down = load_matrix(t->down, err);
-    _cleanup_mem_ float *w = mem_array(r->hidden * n, sizeof(float));
+    _cleanup_mem_ float *w = r->basis ? mem_array(r->hidden * n, sizeof(float)) : NULL;
     if (!down)
         return -(int)err->code;
-    if (!w)
+    if (r->basis && !w)
         return error_memory(err, "down", r->hidden * n * sizeof(float));
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)r->hidden, (blasint)n,
-                (blasint)r->full_params->hidden, 1.0f, r->basis, (blasint)r->hidden, down,
-                (blasint)n, 0.0f, w, (blasint)n);
+    if (r->basis)
+        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (blasint)r->hidden, (blasint)n,
+                    (blasint)r->full_params->hidden, 1.0f, r->basis, (blasint)r->hidden, down,
+                    (blasint)n, 0.0f, w, (blasint)n);
     mirror(r->channels.fitted.xx, n);
-    return choose_inputs(r->channels.fitted.xx, w, n, r->hidden, r->mlp, ret_index,
-                         &r->layers[l].mlp_energy, err);
+    return choose_inputs(r->channels.fitted.xx, r->basis ? w : down, n, r->hidden, r->mlp,
+                         ret_index, &r->layers[l].mlp_energy, err);
+}
+
+/* For the down matrix, which may be solved in another run. */
+static int put_channels(struct reconstruct *r, uint32_t l, const unsigned *index, struct error *err)
+{
+    char name[64];
+    _cleanup_mem_ float *kept = mem_array(r->mlp, sizeof(float));
+    if (!kept)
+        return error_memory(err, "kept channels", r->mlp * sizeof(float));
+    for (size_t i = 0; i < r->mlp; i++)
+        kept[i] = (float)index[i];
+    name_of_kept(l, name);
+    return twin_store_put(r->store, name, TENSOR_F32, kept, 0, r->mlp, NULL, err);
 }
 
 static int solve_gate_up(struct reconstruct *r, uint32_t l, struct least_squares *ls,
                          const struct layer_tensors *t, struct error *err)
 {
     size_t n = (size_t)r->full_params->hidden * r->hidden;
-    _cleanup_mem_ float *map = mem_calloc(n, sizeof(float));
+    _cleanup_mem_ float *map = mem_array(n, sizeof(float));
     _cleanup_mem_ unsigned *index = mem_array(r->full_params->mlp, sizeof(*index));
     if (!map || !index)
         return error_memory(err, "input map", n * sizeof(float));
     struct least_squares_result result;
-    int rc =
-        least_squares_solve(ls, 0, ls->n_out, layer_before(r, l)->gate_up_ridge, map, &result, err);
+    int rc = solve_input_map(r, ls, layer_before(r, l)->gate_up_ridge, map, &result, err);
     r->layers[l].gate_up = result.residual;
     r->layers[l].gate_up_ridge = result.ridge;
     if (rc == 0)
         rc = choose_channels(r, l, t, index, err);
+    if (rc == 0)
+        rc = put_channels(r, l, index, err);
     if (rc == 0)
         rc = put_mapped(r, l, "ffn_gate.weight", t->gate, index, r->mlp, map, ls, err);
     if (rc == 0)
@@ -443,7 +494,8 @@ static int rebuild_down(struct reconstruct *r, uint32_t l, struct error *err)
     return rc;
 }
 
-/* What is not solved for: norms of ones, and biases and norms of heads as they are. */
+/* What is not solved for: norms of ones, or the full model's where the width is, and biases and
+ * norms of heads as they are. */
 static int put_vectors(struct reconstruct *r, uint32_t l, const struct layer_tensors *t,
                        struct error *err)
 {
@@ -452,9 +504,12 @@ static int put_vectors(struct reconstruct *r, uint32_t l, const struct layer_ten
         const struct tensor *tensor; /* NULL: ones */
         size_t n;
     } vectors[] = {
-        {"attn_norm.weight", NULL, r->hidden}, {"ffn_norm.weight", NULL, r->hidden},
-        {"attn_q.bias", t->q_bias, 0},         {"attn_k.bias", t->k_bias, 0},
-        {"attn_v.bias", t->v_bias, 0},         {"attn_q_norm.weight", t->q_norm, 0},
+        {"attn_norm.weight", r->basis ? NULL : t->attn_norm, r->hidden},
+        {"ffn_norm.weight", r->basis ? NULL : t->mlp_norm, r->hidden},
+        {"attn_q.bias", t->q_bias, 0},
+        {"attn_k.bias", t->k_bias, 0},
+        {"attn_v.bias", t->v_bias, 0},
+        {"attn_q_norm.weight", t->q_norm, 0},
         {"attn_k_norm.weight", t->k_norm, 0},
     };
     for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
@@ -482,7 +537,9 @@ int rebuild_layer(struct reconstruct *r, uint32_t l, struct error *err)
 {
     struct layer_tensors t;
     layer_tensors_find(r->file, l, &t);
-    const struct layer_tensors vectors = {.q_bias = t.q_bias,
+    const struct layer_tensors vectors = {.attn_norm = r->basis ? NULL : t.attn_norm,
+                                          .mlp_norm = r->basis ? NULL : t.mlp_norm,
+                                          .q_bias = t.q_bias,
                                           .k_bias = t.k_bias,
                                           .v_bias = t.v_bias,
                                           .q_norm = t.q_norm,

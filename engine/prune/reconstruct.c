@@ -57,7 +57,8 @@ static int alloc_rows(struct reconstruct *r, struct error *err)
     const struct model_params *p = r->full_params;
     size_t n = r->samples->n_answer;
     size_t inner = max_size(max_size((size_t)p->n_heads * p->head_dim, r->mlp), r->hidden);
-    r->basis = mem_array((size_t)p->hidden * r->hidden, sizeof(float));
+    bool is_turned = r->hidden < p->hidden;
+    r->basis = is_turned ? mem_array((size_t)p->hidden * r->hidden, sizeof(float)) : NULL;
     r->middle = mem_array(n, p->hidden * sizeof(float));
     r->x = mem_array(n, r->hidden * sizeof(float));
     r->inner = mem_array(n, inner * sizeof(float));
@@ -66,8 +67,8 @@ static int alloc_rows(struct reconstruct *r, struct error *err)
     r->scaled = mem_array(READER_ROWS, max_size(inner, p->mlp) * sizeof(float));
     r->scale = mem_array(READER_ROWS, sizeof(float));
     r->layers = mem_calloc(p->n_layers, sizeof(*r->layers));
-    if (!r->basis || !r->middle || !r->x || !r->inner || !r->drift || !r->target || !r->scaled ||
-        !r->scale || !r->layers)
+    if ((is_turned && !r->basis) || !r->middle || !r->x || !r->inner || !r->drift || !r->target ||
+        !r->scaled || !r->scale || !r->layers)
         return error_memory(err, "calibration", n * bytes_per_token(r));
     return 0;
 }
@@ -75,15 +76,16 @@ static int alloc_rows(struct reconstruct *r, struct error *err)
 /* Everything that the twin's matrices depend on. */
 static uint64_t hash_recipe(const struct reconstruct *r)
 {
-    const uint64_t parts[] = {model_file_hash(r->file), r->samples->hash, r->hidden, r->mlp,
-                              (uint64_t)r->options->type};
+    const uint64_t parts[] = {model_file_hash(r->file),   r->samples->hash,      r->hidden, r->mlp,
+                              (uint64_t)r->options->type, (uint64_t)head_type(r)};
     return hash_bytes(HASH_START, parts, sizeof(parts));
 }
 
 static int open_models(struct reconstruct *r, struct error *err)
 {
     struct model_params p = *r->full_params;
-    p.hidden = p.norm_width = r->hidden;
+    p.norm_width = r->hidden < p.hidden ? r->hidden : p.norm_width;
+    p.hidden = r->hidden;
     p.mlp = r->mlp;
     int rc = full_model_open(r->file, r->samples, &r->full, err);
     if (rc == 0)
@@ -128,6 +130,11 @@ static void close_all(struct reconstruct *r)
     mem_free(r->scaled);
     mem_free(r->scale);
     mem_free(r->layers);
+}
+
+enum tensor_type head_type(const struct reconstruct *r)
+{
+    return (enum tensor_type)r->options->head_type;
 }
 
 /* The twin begins with its own embedding, as it is stored. */
@@ -202,6 +209,7 @@ int reconstruct_run(const struct prune_options *options, const struct model_file
         .mlp = report->mlp,
         .samples = samples,
     };
+    r.is_tied = r.full_params->tied && r.hidden == r.full_params->hidden;
     blas_end();
     int rc = open_all(&r, err);
     if (rc == 0)

@@ -11,7 +11,12 @@
  * alike), each row divided by the norm that will divide it next. MLP channels stay by
  * choose_inputs. RMSNorm's weights go into M; the twin's are 1. Each matrix is quantised before the
  * next is solved, so that later ones mend that error too. One sample in HOLD_EVERY is held back to
- * choose ridges and the head's temperature by. Internal to engine/prune. */
+ * choose ridges and the head's temperature by.
+ *
+ * A twin of the full width is not turned: Q is the identity, norms keep their weights, M is fitted
+ * as its distance from the identity and each written matrix as its distance from the full model's
+ * own. A tied head stays tied: the full model's embedding, whose temperature the last norm takes.
+ * Internal to engine/prune. */
 #ifndef OVERFILL_ENGINE_PRUNE_RECONSTRUCT_H
 #define OVERFILL_ENGINE_PRUNE_RECONSTRUCT_H
 
@@ -25,13 +30,14 @@ struct reconstruct {
     const struct model_file *file;
     const struct model_params *full_params;
     uint32_t hidden, mlp; /* the twin's */
+    bool is_tied;         /* the twin's head is its embedding */
     const struct sample_set *samples;
     struct reader reader;
     struct full_model full;
     struct model *twin; /* the layer at hand */
     struct twin_store *store;
 
-    float *basis;  /* [full hidden][hidden] */
+    float *basis;  /* [full hidden][hidden]; NULL: the identity, the twin has the full width */
     float *middle; /* [n_answer][full hidden] the full model's residual stream between the halves */
     float *x;      /* [n_answer][hidden] the twin's residual stream */
     float *inner;  /* [n_answer][inner_width]: the twin's attention, then its MLP's hidden */
@@ -51,6 +57,8 @@ struct reconstruct {
 
 /* basis.c: finds the basis and puts it, and the embedding in it, into the store. */
 int find_basis(struct reconstruct *r, struct error *err);
+/* The type of the twin's embedding and head. */
+enum tensor_type head_type(const struct reconstruct *r);
 /* rebuild.c: solves the layer's matrices; both residual streams move on by the layer. */
 int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
 /* head.c: solves the head and measures the twin on the held samples. */
@@ -67,8 +75,12 @@ void multiply(const struct reconstruct *r, const float *x, size_t n, size_t n_in
 /* out [n][n_out] = rows [n][n_in] map [n_in][n_out] */
 void turn(const struct reconstruct *r, const float *rows, size_t n, size_t n_in, const float *map,
           size_t n_out, float *out);
-/* The rows of t, as wide as the full model, times map [full hidden][hidden], to the store. gram: of
- * the result's inputs, for round_matrix. */
+/* map = the linear map of [hidden] inputs to the full model's [full hidden] that ls tells; start: a
+ * ridge to look around. */
+int solve_input_map(const struct reconstruct *r, const struct least_squares *ls, double start,
+                    float *map, struct least_squares_result *ret_result, struct error *err);
+/* The rows of t, as wide as the full model, times map [full hidden][hidden] (NULL: as they are), to
+ * the store, as the head's type. gram: of the result's inputs, for round_matrix. */
 int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,
                const double *gram, struct error *err);
 /* The full model's rows behind the prompts among all rows [..][width] of the batch, together. */

@@ -11,14 +11,15 @@ static size_t file_bytes(const char *path)
     return stat(path, &st) == 0 && S_ISREG(st.st_mode) ? (size_t)st.st_size : 0;
 }
 
-/* Of reconstruct: a head of its own, and the matrices as they are solved, of which a former run may
- * have left some. */
+/* Of reconstruct: a head of its own where the width is not the full model's, and the matrices as
+ * they are solved, of which a former run may have left some. */
 static size_t store_bytes(const struct prune_options *options, const struct model_params *p,
                           uint32_t hidden, size_t twin_bytes)
 {
     char store[4096];
     size_t head = 0;
-    if (p->tied && tensor_type_bytes((enum tensor_type)options->type, hidden, &head))
+    bool unties = p->tied && hidden < p->hidden;
+    if (unties && tensor_type_bytes((enum tensor_type)options->head_type, hidden, &head))
         head *= p->vocab_size;
     snprintf(store, sizeof(store), "%s.layers", options->out_path);
     size_t all = twin_bytes + head;
@@ -33,6 +34,8 @@ int room_check_disk(const struct prune_options *options, const struct model_file
     size_t free_bytes;
     if (options->method == PRUNE_RECONSTRUCT && options->type == PRUNE_TYPE_KEEP)
         typed.type = TENSOR_Q8_0;
+    if (options->head_type == PRUNE_TYPE_KEEP)
+        typed.head_type = typed.type;
     size_t needed = slice_bytes(&typed, file, hidden, mlp);
     if (options->method == PRUNE_RECONSTRUCT)
         needed += store_bytes(&typed, model_file_params(file), hidden, needed);

@@ -49,6 +49,19 @@ float *load_matrix(const struct tensor *t, struct error *err)
     return w;
 }
 
+int solve_input_map(const struct reconstruct *r, const struct least_squares *ls, double start,
+                    float *map, struct least_squares_result *ret_result, struct error *err)
+{
+    size_t n = ls->n_in;
+    _cleanup_mem_ float *identity = r->basis ? NULL : mem_calloc(n * n, sizeof(float));
+    if (!r->basis && !identity)
+        return error_memory(err, "input map", n * n * sizeof(float));
+    for (size_t i = 0; identity && i < n; i++)
+        identity[i * n + i] = 1;
+    memset(map, 0, ls->n_out * n * sizeof(float));
+    return least_squares_solve(ls, 0, ls->n_out, identity, start, map, ret_result, err);
+}
+
 /* The tensor's rows are turned so many at once: those of a vocabulary may be more than fit in
  * float. */
 #define TURN_ROWS 4096
@@ -65,11 +78,12 @@ int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, 
         return error_memory(err, name, n_rows * r->hidden * sizeof(float));
     for (size_t i = 0; i < n_rows; i += TURN_ROWS) {
         size_t n = n_rows - i < TURN_ROWS ? n_rows - i : TURN_ROWS;
-        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, rows);
-        turn(r, rows, n, full, map, r->hidden, turned + i * r->hidden);
+        float *to = map ? rows : turned + i * full;
+        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, to);
+        if (map)
+            turn(r, rows, n, full, map, r->hidden, turned + i * r->hidden);
     }
-    return twin_store_put(r->store, name, (enum tensor_type)r->options->type, turned, n_rows,
-                          r->hidden, gram, err);
+    return twin_store_put(r->store, name, head_type(r), turned, n_rows, r->hidden, gram, err);
 }
 
 size_t answer_rows(const struct sample_set *samples, struct batch batch)

@@ -85,10 +85,9 @@ static const uint32_t *axis_index(const struct plan *plan, enum axis axis, uint3
     return axis == AXIS_HIDDEN ? kept->hidden_index : kept->mlp_index + (size_t)layer * kept->mlp;
 }
 
-static bool is_writable(enum tensor_type type)
+static bool is_head(const char *name)
 {
-    return type == TENSOR_F32 || type == TENSOR_F16 || type == TENSOR_BF16 || type == TENSOR_Q8_0 ||
-           type == TENSOR_Q4_0 || type == TENSOR_Q4_1;
+    return strcmp(name, "token_embd.weight") == 0 || strcmp(name, "output.weight") == 0;
 }
 
 /* A matrix takes the wanted type; without one it keeps its own, or Q8_0 where that cannot be
@@ -96,9 +95,11 @@ static bool is_writable(enum tensor_type type)
 static enum tensor_type matrix_type(const struct prune_options *options, const struct tensor *t,
                                     bool is_cut)
 {
+    if (is_head(t->name) && options->head_type != PRUNE_TYPE_KEEP)
+        return (enum tensor_type)options->head_type;
     if (options->type != PRUNE_TYPE_KEEP)
         return (enum tensor_type)options->type;
-    return is_writable(t->type) || !is_cut ? t->type : TENSOR_Q8_0;
+    return tensor_type_is_writable(t->type) || !is_cut ? t->type : TENSOR_Q8_0;
 }
 
 /* Vectors stay float. Rows of heads that are not whole blocks become F16. */

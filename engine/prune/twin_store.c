@@ -169,6 +169,23 @@ bool twin_store_has(const struct twin_store *s, const char *name)
     return find(s, name) < s->n;
 }
 
+static int append(struct twin_store *s, struct entry *entry, const void *data, struct error *err)
+{
+    size_t bytes = entry->tensor.bytes;
+    entry->hash = hash_bytes(HASH_START, data, bytes);
+    if (!write_all(s->fd, entry, sizeof(*entry), s->end) ||
+        !write_all(s->fd, data, bytes, s->end + (off_t)sizeof(*entry)))
+        return io_error(s, "write", err);
+    return add_entry(s, entry, err);
+}
+
+int twin_store_copy(struct twin_store *s, const struct tensor *tensor, struct error *err)
+{
+    struct entry entry = {.tensor = *tensor};
+    entry.tensor.data = NULL;
+    return twin_store_has(s, tensor->name) ? 0 : append(s, &entry, tensor->data, err);
+}
+
 int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type,
                    const float *values, size_t n_rows, size_t n_columns, const double *gram,
                    struct error *err)
@@ -191,11 +208,7 @@ int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type
         return error_prefix(err, "%s", name);
     snprintf(entry.tensor.name, sizeof(entry.tensor.name), "%s", name);
     entry.tensor.bytes = bytes;
-    entry.hash = hash_bytes(HASH_START, data, bytes);
-    if (!write_all(s->fd, &entry, sizeof(entry), s->end) ||
-        !write_all(s->fd, data, bytes, s->end + (off_t)sizeof(entry)))
-        return io_error(s, "write", err);
-    return add_entry(s, &entry, err);
+    return append(s, &entry, data, err);
 }
 
 int twin_store_get(const struct twin_store *s, const char *name, struct tensor *ret_tensor,

@@ -28,6 +28,8 @@ bool twin_store_has(const struct twin_store *store, const char *name);
 int twin_store_put(struct twin_store *store, const char *name, enum tensor_type type,
                    const float *values, size_t n_rows, size_t n_columns, const double *gram,
                    struct error *err);
+/* Appends the tensor as it is. */
+int twin_store_copy(struct twin_store *store, const struct tensor *tensor, struct error *err);
 /* The tensor with its bytes in memory: tensor_release frees them. ERROR_INTERNAL if it is not
  * there.
  */

@@ -60,7 +60,7 @@ static void least_squares_finds_the_map(void **state)
                               n);
         }
         assert_int_equal(ls.fitted.n_rows + ls.held.n_rows, N_ROWS);
-        assert_int_equal(least_squares_solve(&ls, 0, N_OUT, 0, found, &result, &err), 0);
+        assert_int_equal(least_squares_solve(&ls, 0, N_OUT, NULL, 0, found, &result, &err), 0);
         for (size_t i = 0; i < (size_t)N_OUT * N_IN; i++)
             assert_true(fabsf(found[i] - map[i]) < (s ? 0.15f : 3e-3f));
         /* the noise has variance 0.5, y's signal N_IN * 0.5 * 0.5 */
@@ -92,13 +92,47 @@ static void ridge_is_what_helps_unknown_rows(void **state)
         y[r * 2 + 1] = x[r * N + 5];
         least_squares_add(&ls, r % 3 == 0, x + r * N, N, y + r * 2, 2, 1);
     }
-    assert_int_equal(least_squares_solve(&ls, 0, 1, 3, map, &noisy, &err), 0);
-    assert_int_equal(least_squares_solve(&ls, 1, 2, 1, clear, &plain, &err), 0);
+    assert_int_equal(least_squares_solve(&ls, 0, 1, NULL, 3, map, &noisy, &err), 0);
+    assert_int_equal(least_squares_solve(&ls, 1, 2, NULL, 1, clear, &plain, &err), 0);
     assert_true(noisy.ridge >= 1);
     assert_true(noisy.residual > 0.9 && noisy.residual < 1.2);
     assert_true(plain.ridge < 0.01);
     assert_true(plain.residual < 0.01);
     assert_true(fabsf(clear[5] - 1) < 0.02f);
+    least_squares_close(&ls);
+}
+
+/* Three rows tell little of twenty inputs: what they do not tell is as it was held to be before,
+ * and a prior that explains them already stays as it is. */
+static void little_known_map_stays_near_its_prior(void **state)
+{
+    enum { N = 20, ROWS = 3 };
+    float x[ROWS * N], y[ROWS], map[N] = {0}, prior[N];
+    uint64_t seed = 5;
+    struct least_squares ls;
+    struct least_squares_result result;
+    struct error err;
+    for (int i = 0; i < N; i++)
+        prior[i] = noise(&seed);
+    assert_int_equal(least_squares_open(NULL, N, 1, &ls, &err), 0);
+    for (int r = 0; r < ROWS; r++) {
+        y[r] = 0;
+        for (int i = 0; i < N; i++) {
+            x[r * N + i] = noise(&seed);
+            y[r] += prior[i] * x[r * N + i];
+        }
+    }
+    least_squares_add(&ls, false, x, N, y, 1, ROWS);
+    assert_int_equal(least_squares_solve(&ls, 0, 1, prior, 0, map, &result, &err), 0);
+    for (int i = 0; i < N; i++)
+        assert_true(fabsf(map[i] - prior[i]) < 1e-2f);
+    assert_true(result.residual < 1e-4);
+    memset(map, 0, sizeof(map));
+    assert_int_equal(least_squares_solve(&ls, 0, 1, NULL, 0, map, &result, &err), 0);
+    float off = 0;
+    for (int i = 0; i < N; i++)
+        off = fmaxf(off, fabsf(map[i] - prior[i]));
+    assert_true(off > 0.1f);
     least_squares_close(&ls);
 }
 
@@ -226,6 +260,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(least_squares_finds_the_map),
         cmocka_unit_test(ridge_is_what_helps_unknown_rows),
+        cmocka_unit_test(little_known_map_stays_near_its_prior),
         cmocka_unit_test(eigenvectors_are_the_strong_directions),
         cmocka_unit_test(copies_leave_first),
         cmocka_unit_test(rounding_knows_the_inputs),

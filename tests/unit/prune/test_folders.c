@@ -135,10 +135,12 @@ static void their_gguf_files_give_the_same(void **state)
         struct expected e;
         folder_of(names[i], folder);
         expected_read(folder, &e);
-        prune_to_gguf(&(struct prune_options){.model_path = folder, .type = PRUNE_TYPE_KEEP});
+        prune_to_gguf(&(struct prune_options){
+            .model_path = folder, .type = PRUNE_TYPE_KEEP, .head_type = PRUNE_TYPE_KEEP});
         check_ids(gguf_path, &e);
         check_logits(gguf_path, &e);
-        prune_to_gguf(&(struct prune_options){.model_path = folder, .type = TENSOR_F32});
+        prune_to_gguf(&(struct prune_options){
+            .model_path = folder, .type = TENSOR_F32, .head_type = PRUNE_TYPE_KEEP});
         check_logits(gguf_path, &e);
         expected_free(&e);
     }
@@ -152,7 +154,8 @@ static void a_gguf_file_fits_its_folder(void **state)
         struct error warning, err;
         char folder[256];
         folder_of(names[i], folder);
-        prune_to_gguf(&(struct prune_options){.model_path = folder, .type = TENSOR_F16});
+        prune_to_gguf(&(struct prune_options){
+            .model_path = folder, .type = TENSOR_F16, .head_type = PRUNE_TYPE_KEEP});
         assert_int_equal(model_file_open(folder, &full, &err), 0);
         assert_int_equal(model_file_open(gguf_path, &twin, &err), 0);
         if (model_file_check_pair(full, twin, &warning, &err))
@@ -178,7 +181,8 @@ static void odd_widths_are_padded_in_block_types_only(void **state)
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct rig rig;
         prune_to_gguf(&(struct prune_options){.model_path = TINY "llama3-tied-twin",
-                                              .type = (int)cases[i].type});
+                                              .type = (int)cases[i].type,
+                                              .head_type = PRUNE_TYPE_KEEP});
         rig_open(&rig, &(struct rig_options){.path = gguf_path,
                                              .weights = MODEL_WEIGHTS_F32,
                                              .kv_bytes = 4,
@@ -229,7 +233,8 @@ static void a_twin_of_odd_widths_decodes_on_the_full_models_kv(void **state)
         size_t n = (size_t)e.n_tokens * e.n_vocab, n_full = (size_t)e.n_prefill * e.n_vocab;
         float *f32 = pair_logits(pairs[i][0], pairs[i][1], &e, MODEL_WEIGHTS_F32);
         float *packed = pair_logits(pairs[i][0], pairs[i][1], &e, MODEL_WEIGHTS_AUTO);
-        prune_to_gguf(&(struct prune_options){.model_path = pairs[i][1], .type = TENSOR_F32});
+        prune_to_gguf(&(struct prune_options){
+            .model_path = pairs[i][1], .type = TENSOR_F32, .head_type = PRUNE_TYPE_KEEP});
         float *gguf = pair_logits(pairs[i][0], gguf_path, &e, MODEL_WEIGHTS_F32);
 
         assert_true(largest_difference(f32, e.logits, n_full) < TOLERANCE);
@@ -285,6 +290,7 @@ static void a_list_of_channels_is_cut_out_in_ascending_order(void **state)
     prune_to_gguf(&(struct prune_options){.method = PRUNE_MINITRON,
                                           .model_path = source,
                                           .type = PRUNE_TYPE_KEEP,
+                                          .head_type = PRUNE_TYPE_KEEP,
                                           .keep_path = keep_path});
     expect_widths(3, 2);
     assert_true(value_at(gguf_path, "token_embd.weight", 9, 0) ==
@@ -302,6 +308,7 @@ static void a_list_of_channels_is_cut_out_in_ascending_order(void **state)
     prune_to_gguf(&(struct prune_options){.method = PRUNE_MINITRON,
                                           .model_path = source,
                                           .type = TENSOR_Q8_0,
+                                          .head_type = PRUNE_TYPE_KEEP,
                                           .keep_path = keep_path});
     expect_widths(6, 96);
 }
@@ -330,6 +337,7 @@ static void a_bad_list_is_refused_by_name(void **state)
                                         .model_path = TINY "llama3-tied",
                                         .out_path = gguf_path,
                                         .type = PRUNE_TYPE_KEEP,
+                                        .head_type = PRUNE_TYPE_KEEP,
                                         .keep_path = keep_path};
         struct prune_report report;
         struct error err = {0};
@@ -351,6 +359,7 @@ static void exact_widths_are_not_rounded(void **state)
                                     .mlp = 1 - 0.45,    /* 44 */
                                     .exact_widths = true,
                                     .type = PRUNE_TYPE_KEEP,
+                                    .head_type = PRUNE_TYPE_KEEP,
                                     .calibration = &text,
                                     .n_calibration = 1};
     prune_to_gguf(&options);

@@ -216,7 +216,7 @@ struct engine_info {
     uint32_t context_train;
     uint32_t vocab_size;
     uint64_t n_params, n_params_pruned;
-    size_t model_bytes, pruned_bytes;           /* packed in memory */
+    size_t model_bytes, pruned_bytes;           /* weights in memory, embedding included */
     size_t model_step_bytes, pruned_step_bytes; /* weights one decode step reads */
     size_t kv_bytes_per_token;
     uint32_t prefill_threads, decode_threads;

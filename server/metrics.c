@@ -232,8 +232,8 @@ static void write_overfill(struct buf *out, const struct engine_info *info,
     write_two(out, "overfill_stage_tick_age_seconds", "gauge",
               "Time since a stage with work last finished a step.", label, "stage", "prefill",
               s->prefill_tick_age_s, "decode", s->decode_tick_age_s);
-    write_two(out, "overfill_model_bytes", "gauge", "Packed weights in memory.", label, "model",
-              "full", (double)info->model_bytes, "pruned", (double)info->pruned_bytes);
+    write_two(out, "overfill_model_bytes", "gauge", "Weights in memory.", label, "model", "full",
+              (double)info->model_bytes, "pruned", (double)info->pruned_bytes);
     write_gauge(out, "overfill_kv_bytes", "KV pages in use, in bytes.", label,
                 (double)s->kv_pages_used * (double)s->kv_page_bytes);
     write_gauge(out, "overfill_sequences_decoding", "Sequences in the decode batch.", label,

@@ -39,6 +39,17 @@ int mapped_file_open(const char *path, struct mapped_file *ret_map, struct error
     return rc;
 }
 
+/* Piece by piece, so that the file's pages and the copy are not in memory together. */
+static void copy_pages(uint8_t *to, const uint8_t *from, size_t bytes)
+{
+    enum { PIECE = 8 << 20 };
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        size_t n = bytes - at < PIECE ? bytes - at : PIECE;
+        memcpy(to + at, from + at, n);
+        mapped_file_forget(from + at, n);
+    }
+}
+
 /* A private page that was written is not enough: cutting the file takes it away too. So the copy is
  * memory of its own that is moved to where the pages are. */
 int mapped_file_keep(const void *data, size_t bytes, struct error *err)
@@ -52,7 +63,7 @@ int mapped_file_keep(const void *data, size_t bytes, struct error *err)
     void *copy = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)
         return error_memory(err, "pages of the file", whole);
-    memcpy(copy, (const void *)start, whole);
+    copy_pages(copy, (const uint8_t *)start, whole);
     if (mprotect(copy, whole, PROT_READ) == 0 &&
         mremap(copy, whole, whole, MREMAP_MAYMOVE | MREMAP_FIXED, start) != MAP_FAILED)
         return 0;

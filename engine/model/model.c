@@ -56,31 +56,45 @@ static enum matrix_type choose_type(const struct model *model, const struct row_
     for (uint32_t r = 0; r < n_rows; r++) {
         if (!rows[r].tensor || rows[r].tensor->type == TENSOR_Q4_0)
             continue;
-        if (rows[r].tensor->type != TENSOR_Q4_1)
+        if (rows[r].tensor->type != TENSOR_Q4_1 && rows[r].tensor->type != TENSOR_Q4_K)
             return MATRIX_Q8;
         type = MATRIX_Q4_MIN;
     }
     return type;
 }
 
-static int pack(struct model *model, const struct row_source *rows, uint32_t n_rows, uint32_t n_in,
-                struct matrix *ret_matrix, struct error *err)
+static int alloc(struct model *model, const struct row_source *rows, uint32_t n_rows, uint32_t n_in,
+                 struct matrix *ret_matrix, struct error *err)
 {
-    int rc = matrix_pack(choose_type(model, rows, n_rows, n_in), rows, n_rows, n_in, &model->arena,
-                         ret_matrix, err);
+    int rc = matrix_alloc(choose_type(model, rows, n_rows, n_in), n_rows, n_in, &model->arena,
+                          ret_matrix, err);
     if (rc == 0)
         model->packed_bytes += matrix_bytes(ret_matrix);
     return rc;
 }
 
+static int pack(struct model *model, const struct row_source *rows, uint32_t n_rows, uint32_t n_in,
+                struct matrix *ret_matrix, struct error *err)
+{
+    int rc = alloc(model, rows, n_rows, n_in, ret_matrix, err);
+    if (rc || model->arena.given)
+        return rc;
+    return matrix_fill(ret_matrix, rows, 0, n_rows / KERNEL_TILE, err);
+}
+
 /* All rows of one tensor in the file's order. */
-static int pack_plain(struct model *model, const struct tensor *t, struct row_source *rows,
-                      struct matrix *ret_matrix, struct error *err)
+static uint32_t plain_rows(const struct tensor *t, struct row_source *rows)
 {
     uint32_t n_rows = round_up((uint32_t)t->dims[1], KERNEL_TILE);
     for (uint32_t r = 0; r < n_rows; r++)
         rows[r] = (struct row_source){r < t->dims[1] ? t : NULL, r};
-    return pack(model, rows, n_rows, (uint32_t)t->dims[0], ret_matrix, err);
+    return n_rows;
+}
+
+static int pack_plain(struct model *model, const struct tensor *t, struct row_source *rows,
+                      struct matrix *ret_matrix, struct error *err)
+{
+    return pack(model, rows, plain_rows(t, rows), (uint32_t)t->dims[0], ret_matrix, err);
 }
 
 /* Head h of q, k or v to rows[head_pad]. v is not rotated, so its order is the file's. */
@@ -262,6 +276,25 @@ static int open_rope(struct model *model, struct error *err)
     return 0;
 }
 
+/* The head, the largest matrix by far: its pages of the file go as it is packed, so that the two
+ * are never in memory together. */
+static int pack_head(struct model *model, const struct tensor *t, struct row_source *rows,
+                     struct error *err)
+{
+    enum { WINDOW = 256 }; /* tiles */
+    uint32_t n_rows = plain_rows(t, rows);
+    size_t n_tiles = n_rows / KERNEL_TILE;
+    size_t window_bytes = t->bytes / t->dims[1] * WINDOW * KERNEL_TILE;
+    int rc = alloc(model, rows, n_rows, (uint32_t)t->dims[0], &model->head, err);
+    for (size_t tile = 0; tile < n_tiles && rc == 0 && !model->arena.given; tile += WINDOW) {
+        size_t end = tile + WINDOW < n_tiles ? tile + WINDOW : n_tiles;
+        rc = matrix_fill(&model->head, rows, tile, end, err);
+        size_t done = end == n_tiles ? t->bytes : (tile / WINDOW + 1) * window_bytes;
+        mapped_file_forget(t->data, done);
+    }
+    return rc;
+}
+
 /* What is packed is not held twice. */
 static void forget_layer(const struct layer_tensors *t)
 {
@@ -270,34 +303,46 @@ static void forget_layer(const struct layer_tensors *t)
         mapped_file_forget(packed[i]->data, packed[i]->bytes);
 }
 
+static int open_layers(struct model *model, struct row_source *rows, model_progress_fn *progress,
+                       void *user, struct error *err)
+{
+    uint32_t n = model->params.n_layers;
+    int rc = 0;
+    for (uint32_t l = 0; l < n && rc == 0; l++) {
+        struct layer_tensors tensors;
+        if (progress)
+            progress(user, (double)l / (n + 1));
+        layer_tensors_find(model->file, l, &tensors);
+        rc = pack_layer(model, l, &tensors, rows, err);
+        forget_layer(&tensors);
+    }
+    return rc;
+}
+
 static int open_matrices(struct model *model, model_progress_fn *progress, void *user,
                          struct error *err)
 {
     const struct model_params *p = &model->params;
     const struct tensor *norm = model_file_tensor(model->file, "output_norm.weight");
-    const struct tensor *head = model_file_tensor(model->file, "output.weight");
+    const struct tensor *embedding = model_file_tensor(model->file, "token_embd.weight");
+    const struct tensor *head =
+        p->tied ? embedding : model_file_tensor(model->file, "output.weight");
     _cleanup_mem_ struct row_source *rows = alloc_rows(p, model->head_pad);
     model->output_norm = load_vector(norm, p->hidden);
     if (!rows || !model->output_norm)
         return error_memory(err, "model tables", p->vocab_size);
 
-    model->embedding = model_file_tensor(model->file, "token_embd.weight");
-    int rc = 0;
-    for (uint32_t l = 0; l < p->n_layers && rc == 0; l++) {
-        struct layer_tensors tensors;
-        if (progress)
-            progress(user, (double)l / (p->n_layers + 1));
-        layer_tensors_find(model->file, l, &tensors);
-        rc = pack_layer(model, l, &tensors, rows, err);
-        forget_layer(&tensors);
-    }
+    int rc = open_layers(model, rows, progress, user, err);
     if (rc == 0)
-        rc = pack_plain(model, p->tied ? model->embedding : head, rows, &model->head, err);
-    if (rc == 0 && !p->tied)
-        mapped_file_forget(head->data, head->bytes);
-    if (rc == 0 && progress)
+        rc = pack_head(model, head, rows, err);
+    if (rc)
+        return rc;
+    if (!p->tied || !matrix_keeps_exactly(model->head.type, embedding->type))
+        model->embedding = embedding;
+    model->held_bytes = model->packed_bytes + (model->embedding ? embedding->bytes : 0);
+    if (progress)
         progress(user, 1);
-    return rc;
+    return 0;
 }
 
 /* The strings of a vocabulary that stand in the mapped file: from the first byte to the last. */
@@ -319,13 +364,25 @@ static int keep_what_is_read(const struct model *model, struct error *err)
 {
     const struct vocab *vocab = model_file_vocab(model->file);
     const char *first = NULL, *last = NULL;
-    int rc = mapped_file_keep(model->embedding->data, model->embedding->bytes, err);
+    int rc = 0;
 
+    if (model->embedding)
+        rc = mapped_file_keep(model->embedding->data, model->embedding->bytes, err);
     if (rc || vocab->storage)
         return rc;
     find_strings(vocab->text, vocab->n_tokens, &first, &last);
     find_strings(vocab->merges, vocab->n_merges, &first, &last);
     return first ? mapped_file_keep(first, (size_t)(last - first), err) : 0;
+}
+
+/* Samples of every tensor; the pages around them are not needed again. */
+static void hash_file(struct model *model)
+{
+    model->file_hash = model_file_hash(model->file);
+    for (size_t i = 0; i < model_file_n_tensors(model->file); i++) {
+        const struct tensor *t = model_file_tensor_at(model->file, i);
+        mapped_file_forget(t->data, t->bytes);
+    }
 }
 
 int model_open_empty(const struct model_params *params, enum model_weights weights,
@@ -360,6 +417,7 @@ int model_open(struct model_file *file, enum model_weights weights, uint32_t n_p
         return rc;
     }
     model->file = file;
+    hash_file(model);
     rc = open_matrices(model, progress, user, err);
     if (rc == 0)
         rc = keep_what_is_read(model, err);
@@ -403,6 +461,10 @@ void model_close(struct model *model)
 void model_embed(const struct model *model, int32_t token, float *out)
 {
     const struct tensor *t = model->embedding;
+    if (!t) {
+        matrix_unpack_row(&model->head, (uint32_t)token, out);
+        return;
+    }
     size_t row_bytes = t->bytes / t->dims[1];
     tensor_dequantize(t->type, (const uint8_t *)t->data + (size_t)token * row_bytes,
                       model->params.hidden, out);

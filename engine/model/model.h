@@ -1,12 +1,16 @@
 /* A model ready to compute: weights packed for the kernels, norms and biases in float, RoPE tables.
- * Immutable after model_open, shared by all threads. The mapped file stays open: embedding rows are
- * read from it.
+ * Immutable after model_open, shared by all threads. The mapped file stays open; embedding rows
+ * come from the packed head where the two are one tensor and packing keeps it exactly, else from a
+ * copy of the file's.
  *
  * Row order of the packed products (each a multiple of KERNEL_TILE rows, zero rows fill up):
- *   qkv      per head, head_pad rows each: q heads, then k heads, then v heads; within a head
- * RoPE's pairs are always (i, i + rope_dim/2), whatever the file's order o        hidden rows; its
- * input is per head head_dim columns gate_up  alternately 16 gate rows and 16 up rows down hidden
- * rows head     vocabulary rows */
+ *
+ * - qkv: per head, head_pad rows each: q heads, then k heads, then v heads; within a head RoPE's
+ *   pairs are always (i, i + rope_dim/2), whatever the file's order
+ * - o: hidden rows; its input is per head head_dim columns
+ * - gate_up: alternately 16 gate rows and 16 up rows
+ * - down: hidden rows
+ * - head: vocabulary rows */
 #ifndef OVERFILL_ENGINE_MODEL_MODEL_H
 #define OVERFILL_ENGINE_MODEL_MODEL_H
 
@@ -37,11 +41,14 @@ static inline enum kernel_layout matrix_layout(const struct matrix *matrix) /* n
 }
 
 /* Memory of all matrices in a few large blocks, so that the kernel can give huge pages: most
- * matrices of a small model are smaller than one. Freed as a whole. */
+ * matrices of a small model are smaller than one. Freed as a whole. With `given`, it hands out that
+ * memory instead, `size` bytes of weights that are packed already, in the order of packing; not
+ * freed here. */
 struct weight_arena {
+    uint8_t *given;
     uint8_t **blocks; /* [n_blocks] */
     size_t n_blocks;
-    size_t used, size; /* of the last block */
+    size_t used, size; /* of the last block, or of what is given */
 };
 
 struct layer {
@@ -55,7 +62,7 @@ struct layer {
 
 /* How the matrices are kept. */
 enum model_weights {
-    MODEL_WEIGHTS_AUTO, /* Q4_0 as Q4, Q4_1 as Q4_MIN, everything else as Q8 */
+    MODEL_WEIGHTS_AUTO, /* Q4_0 as Q4, Q4_1 and Q4_K as Q4_MIN, everything else as Q8 */
     MODEL_WEIGHTS_Q8,
     MODEL_WEIGHTS_F32,
 };
@@ -70,11 +77,13 @@ struct model {
     struct layer *layers;
     float *output_norm;
     struct matrix head;
-    const struct tensor *embedding;
-    uint32_t n_positions; /* rows of the RoPE tables */
-    float *rope_cos;      /* [n_positions][rope_dim / 2] */
+    const struct tensor *embedding; /* NULL: its rows are those of the head */
+    uint32_t n_positions;           /* rows of the RoPE tables */
+    float *rope_cos;                /* [n_positions][rope_dim / 2] */
     float *rope_sin;
     size_t packed_bytes; /* all matrices: what a pass with logits reads */
+    size_t held_bytes;   /* matrices and embedding, each once: what the weights take of memory */
+    uint64_t file_hash;  /* model_file_hash */
 };
 
 size_t matrix_bytes(const struct matrix *matrix);

@@ -145,6 +145,24 @@ static void q4_k_to_float(const uint8_t *block, float *dst)
     }
 }
 
+void tensor_q4_k_as_q4_1(const void *block, void *ret_blocks)
+{
+    const uint8_t *src = block;
+    uint8_t *out = ret_blocks;
+    float d = load_half(src);
+    float dmin = load_half(src + 2);
+    for (int group = 0; group < 8; group++, out += 20) {
+        const uint8_t *q = src + 16 + group / 2 * 32;
+        int shift = group % 2 * 4;
+        float scale, min;
+        unpack_scale_min(src + 4, group, &scale, &min);
+        store_half(out, d * scale);
+        store_half(out + 2, -dmin * min);
+        for (int j = 0; j < 16; j++)
+            out[4 + j] = (uint8_t)((q[j] >> shift & 15) | (q[j + 16] >> shift & 15) << 4);
+    }
+}
+
 /* As Q4_K with 32 bytes of high bits before the nibbles: bit `group` of byte i is bit 4 of element
  * i of that group. */
 static void q5_k_to_float(const uint8_t *block, float *dst)

@@ -71,6 +71,9 @@ struct tensor_grid {
 };
 /* Of Q8_0, Q4_0, Q4_1; NULL for types whose blocks are not such a grid or cannot be written. */
 const struct tensor_grid *tensor_type_grid(enum tensor_type type);
+/* A block of Q4_K as eight of Q4_1: the nibbles as they are; a group's scale and min, products of a
+ * half and a 6-bit number, rounded to a half each. */
+void tensor_q4_k_as_q4_1(const void *block, void *ret_blocks);
 /* One block of a type that has a grid, q[32] to dst. */
 void tensor_put_block(enum tensor_type type, float d, float m, const int8_t *q, void *dst);
 

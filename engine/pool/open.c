@@ -241,16 +241,15 @@ static void fill_info(struct engine *engine)
     info->vocab_size = full->params.vocab_size;
     info->n_params = model_file_n_params(full->file);
     info->n_params_pruned = twin ? model_file_n_params(twin->file) : 0;
-    info->model_bytes = full->packed_bytes;
-    info->pruned_bytes = twin ? twin->packed_bytes : 0;
+    info->model_bytes = full->held_bytes;
+    info->pruned_bytes = twin ? twin->held_bytes : 0;
     info->model_step_bytes = full->packed_bytes;
     info->pruned_step_bytes = twin ? twin->packed_bytes : 0;
     info->prefill_threads = o->prefill_threads;
     info->decode_threads = o->decode_threads;
     info->decode = o->decode != DECODE_DEFAULT ? o->decode : twin ? DECODE_PRUNED : DECODE_FULL;
-    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %s",
-             model_file_hash(full->file), twin ? model_file_hash(twin->file) : 0, (int)o->weights,
-             (int)o->kv_type, info->kernels);
+    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %s", full->file_hash,
+             twin ? twin->file_hash : 0, (int)o->weights, (int)o->kv_type, info->kernels);
     snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64,
              hash_bytes(HASH_START, parts, strlen(parts)));
 }

@@ -83,7 +83,7 @@ static int parse(struct call *call, int argc, char **argv)
 
 static bool is_4_bit(const struct tensor *t)
 {
-    return t->type == TENSOR_Q4_0 || t->type == TENSOR_Q4_1;
+    return t->type == TENSOR_Q4_0 || t->type == TENSOR_Q4_1 || t->type == TENSOR_Q4_K;
 }
 
 /* Matrices of the layers and the head. */

@@ -36,6 +36,7 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
         .max_queue_tokens = settings->max_queue_tokens,
         .prefill_chunk_ms = settings->prefill_chunk_ms,
         .no_prefix_cache = strcmp(settings->prefix_cache, "off") == 0,
+        .packed_cache = none_if_empty(settings->packed_cache),
         .state_dir = none_if_empty(settings->state_dir),
         .state_bytes = settings->state_size,
         .no_background = strcmp(settings->background, "off") == 0,

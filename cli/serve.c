@@ -80,24 +80,24 @@ static bool has_sandbox(const struct settings *settings)
 
 /* A folder that cannot be written is a mistake of whoever named it; what happens to it later, a
  * full disk for one, is not worth ending for. */
-static int make_state_dir(const struct settings *settings, struct error *err)
+static int make_folder(const char *setting, const char *dir, struct error *err)
 {
-    const char *dir = settings->state_dir;
-
     if (!*dir)
         return 0;
     if (mkdir(dir, 0700) < 0 && errno != EEXIST)
-        return error_set(err, ERROR_IO, "state-dir: %s: %s", dir, strerror(errno));
+        return error_set(err, ERROR_IO, "%s: %s: %s", setting, dir, strerror(errno));
     if (access(dir, R_OK | W_OK | X_OK) < 0)
-        return error_set(err, ERROR_IO, "state-dir: %s: %s", dir, strerror(errno));
+        return error_set(err, ERROR_IO, "%s: %s: %s", setting, dir, strerror(errno));
     return 0;
 }
 
-/* From here on the process reads the model's files, the key file and the state, and no others. */
+/* From here on the process reads the model's files, the key file, the state and packed weights, and
+ * no others. */
 static int drop_files(const struct settings *settings, struct error *err)
 {
     const char *const readable[] = {settings->model, settings->pruned, "/proc", "/sys",
                                     NULL /* the key file's folder: editors replace the file */};
+    const char *const writable[] = {settings->state_dir, settings->packed_cache};
     const char *paths[sizeof(readable) / sizeof(readable[0])];
     _cleanup_mem_ char *folder = mem_strdup(settings->api_key_file);
     struct error why;
@@ -109,7 +109,7 @@ static int drop_files(const struct settings *settings, struct error *err)
     memcpy(paths, readable, sizeof(paths));
     if (*folder)
         paths[4] = dirname(folder);
-    if (sandbox_files(paths, sizeof(paths) / sizeof(paths[0]), settings->state_dir, &why) < 0)
+    if (sandbox_files(paths, sizeof(paths) / sizeof(paths[0]), writable, 2, &why) < 0)
         log_warn("sandbox: files stay open to the process: %s", why.message);
     return 0;
 }
@@ -198,11 +198,13 @@ static int open_server(const struct settings *settings, struct server **ret_serv
 }
 
 /* While a model is loaded its file is read where it is mapped; if somebody cuts it just then, the
- * kernel has only this signal to say so. Afterwards nothing of the file is needed. */
+ * kernel has only this signal to say so. Afterwards nothing of the file is needed; a packed cache
+ * is read where it is mapped for as long as the process lives. */
 static void on_bus_error(int number)
 {
-    static const char TEXT[] = "overfill serve: a model file was cut short while it was read; the "
-                               "process ends\n";
+    static const char TEXT[] =
+        "overfill serve: a model file or packed cache was cut short while it "
+        "was read; the process ends\n";
 
     (void)number;
     ssize_t n = write(STDERR_FILENO, TEXT, sizeof(TEXT) - 1);
@@ -213,8 +215,10 @@ static void on_bus_error(int number)
 static int run(const struct settings *settings, struct error *err)
 {
     struct loader loader = {.settings = settings, .is_terminal = isatty(STDERR_FILENO)};
-    int status = make_state_dir(settings, err);
+    int status = make_folder("state-dir", settings->state_dir, err);
 
+    if (status == 0)
+        status = make_folder("packed-cache", settings->packed_cache, err);
     if (status == 0)
         status = open_server(settings, &loader.server, err);
     if (status < 0)

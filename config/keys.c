@@ -56,6 +56,9 @@ static const struct setting_key KEYS[] = {
         .max = 60000, .help = "time that one prefill chunk aims at; 0: 25"),
     KEY("engine", "prefix-cache", CHOICE, SERVE, prefix_cache, .preset = "on", .choices = "on|off",
         .help = "keep the pages of prompts for others that begin alike"),
+    KEY("engine", "packed-cache", STRING, ENGINE, packed_cache, .unit = "DIR", .preset = "",
+        .help = "folder where packed weights are kept, so that the next start maps them; empty: "
+                "they are not"),
     KEY("engine", "state-dir", STRING, SERVE, state_dir, .unit = "DIR", .preset = "",
         .help = "folder where the prefix cache outlives a restart; empty: it does not"),
     KEY("engine", "state-size", SIZE, SERVE, state_size, .unit = "SIZE", .preset = "1GiB",

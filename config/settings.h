@@ -65,6 +65,7 @@ struct settings {
     uint32_t max_queue_tokens;
     uint32_t prefill_chunk_ms;
     char *prefix_cache; /* on, off */
+    char *packed_cache;
     char *state_dir;
     size_t state_size;
     char *background; /* on, off */

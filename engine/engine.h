@@ -64,6 +64,10 @@ struct engine_options {
      * what clients sent, for its owner's eyes only (0600). */
     const char *state_dir;
     size_t state_bytes;
+    /* Folder where packed weights are kept in files, for the next start to map instead of packing,
+     * and for processes of one machine to share; or NULL. Read by engine_open alone. What is wrong
+     * with a file, or a full disk, is a line in the log. */
+    const char *packed_cache;
     bool no_prefix_cache; /* pages are forgotten with the request that computed them */
     bool no_background;   /* finished answers are not read by the full model while idle */
     double shadow_rate;   /* 0..1: share of the twin's answers scored by both models while idle */

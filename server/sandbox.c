@@ -113,8 +113,8 @@ static uint64_t writing_rights(int version)
     return version >= 3 ? rights | RIGHT_TRUNCATE : rights;
 }
 
-int sandbox_files(const char *const *readable, size_t n_readable, const char *writable,
-                  struct error *err)
+int sandbox_files(const char *const *readable, size_t n_readable, const char *const *writable,
+                  size_t n_writable, struct error *err)
 {
     int version = landlock_version(), result = 0;
     bool is_folder;
@@ -131,8 +131,9 @@ int sandbox_files(const char *const *readable, size_t n_readable, const char *wr
         if (result == 0 && is_folder)
             result = allow_entries(ruleset, readable[i]);
     }
-    if (result == 0 && writable && *writable)
-        result = allow(ruleset, writable, writing_rights(version), &is_folder);
+    for (size_t i = 0; i < n_writable && result == 0; i++)
+        if (writable[i] && writable[i][0])
+            result = allow(ruleset, writable[i], writing_rights(version), &is_folder);
     if (result == 0 && (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
                         syscall(SYS_landlock_restrict_self, ruleset, 0) < 0))
         result = -1;

@@ -439,6 +439,11 @@ void gguf_close(struct gguf_file *file)
     mem_free(file);
 }
 
+int64_t gguf_modified_ns(const struct gguf_file *file)
+{
+    return file->map.modified_ns;
+}
+
 size_t gguf_bytes(const struct gguf_file *file)
 {
     return file->bytes;

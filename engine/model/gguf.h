@@ -56,7 +56,8 @@ int gguf_open_memory(const void *data, size_t bytes, struct gguf_file **ret_file
                      struct error *err);
 void gguf_close(struct gguf_file *file); /* NULL is fine */
 
-size_t gguf_bytes(const struct gguf_file *file); /* of the whole file */
+size_t gguf_bytes(const struct gguf_file *file);        /* of the whole file */
+int64_t gguf_modified_ns(const struct gguf_file *file); /* mapped_file.h; 0 if in memory */
 uint32_t gguf_version(const struct gguf_file *file);
 uint32_t gguf_alignment(const struct gguf_file *file);
 

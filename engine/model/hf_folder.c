@@ -117,7 +117,9 @@ static int take_tensors(struct model_file *file, bool tied, struct error *err)
         return error_memory(err, "tensor table", n * sizeof(*hf->tensors));
     file->tensors = hf->tensors;
     for (size_t i = 0; i < hf->n_shards; i++) {
+        int64_t modified_ns = safetensors_modified_ns(hf->shards[i]);
         file->bytes += safetensors_bytes(hf->shards[i]);
+        file->modified_ns = modified_ns > file->modified_ns ? modified_ns : file->modified_ns;
         for (size_t k = 0; k < safetensors_n(hf->shards[i]); k++) {
             const struct safetensor *s = safetensors_at(hf->shards[i], k);
             if (take_tensor(file, s, tied, err))

@@ -24,7 +24,11 @@ static int map_descriptor(int fd, struct mapped_file *ret_map, struct error *err
     void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED)
         return error_set(err, ERROR_IO, "cannot map the file: %s", strerror(errno));
-    *ret_map = (struct mapped_file){data, (size_t)st.st_size};
+    *ret_map = (struct mapped_file){
+        .data = data,
+        .bytes = (size_t)st.st_size,
+        .modified_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec,
+    };
     return 0;
 }
 

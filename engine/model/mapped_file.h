@@ -12,6 +12,7 @@
 struct mapped_file {
     const uint8_t *data; /* NULL for an empty file */
     size_t bytes;
+    int64_t modified_ns; /* when it was last changed, as the file system says */
 };
 
 /* The message does not repeat the path: the caller puts it in front. */

@@ -1,9 +1,12 @@
 /* From a model file to packed weights. See model.h. */
 #include "engine/model/model.h"
 
+#include "engine/base/log.h"
 #include "engine/base/mem.h"
+#include "engine/base/system.h"
 #include "engine/model/mapped_file.h"
 #include "engine/model/pack.h"
+#include "engine/model/packed_cache.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -303,15 +306,15 @@ static void forget_layer(const struct layer_tensors *t)
         mapped_file_forget(packed[i]->data, packed[i]->bytes);
 }
 
-static int open_layers(struct model *model, struct row_source *rows, model_progress_fn *progress,
-                       void *user, struct error *err)
+static int open_layers(struct model *model, struct row_source *rows,
+                       const struct model_open_options *o, struct error *err)
 {
     uint32_t n = model->params.n_layers;
     int rc = 0;
     for (uint32_t l = 0; l < n && rc == 0; l++) {
         struct layer_tensors tensors;
-        if (progress)
-            progress(user, (double)l / (n + 1));
+        if (o->progress && !model->arena.given)
+            o->progress(o->progress_user, (double)l / (n + 1));
         layer_tensors_find(model->file, l, &tensors);
         rc = pack_layer(model, l, &tensors, rows, err);
         forget_layer(&tensors);
@@ -319,8 +322,23 @@ static int open_layers(struct model *model, struct row_source *rows, model_progr
     return rc;
 }
 
-static int open_matrices(struct model *model, model_progress_fn *progress, void *user,
-                         struct error *err)
+/* Embedding rows: those of the head, of the cache, or of the file. */
+static int open_embedding(struct model *model, const struct tensor *t, struct error *err)
+{
+    if (model->params.tied && matrix_keeps_exactly(model->head.type, t->type))
+        return 0;
+    model->embedding = t;
+    if (!model->arena.given)
+        return 0;
+    model->cached_embedding = *t;
+    model->cached_embedding.data = weight_arena_take(&model->arena, t->bytes);
+    model->embedding = &model->cached_embedding;
+    return model->cached_embedding.data
+               ? 0
+               : error_set(err, ERROR_FORMAT, "packed weights end before the embedding");
+}
+
+static int open_matrices(struct model *model, const struct model_open_options *o, struct error *err)
 {
     const struct model_params *p = &model->params;
     const struct tensor *norm = model_file_tensor(model->file, "output_norm.weight");
@@ -328,21 +346,84 @@ static int open_matrices(struct model *model, model_progress_fn *progress, void 
     const struct tensor *head =
         p->tied ? embedding : model_file_tensor(model->file, "output.weight");
     _cleanup_mem_ struct row_source *rows = alloc_rows(p, model->head_pad);
+    mem_free(model->output_norm);
     model->output_norm = load_vector(norm, p->hidden);
     if (!rows || !model->output_norm)
         return error_memory(err, "model tables", p->vocab_size);
 
-    int rc = open_layers(model, rows, progress, user, err);
+    int rc = open_layers(model, rows, o, err);
     if (rc == 0)
         rc = pack_head(model, head, rows, err);
+    if (rc == 0)
+        rc = open_embedding(model, embedding, err);
     if (rc)
         return rc;
-    if (!p->tied || !matrix_keeps_exactly(model->head.type, embedding->type))
-        model->embedding = embedding;
+    if (model->arena.given && model->arena.used != model->arena.size)
+        return error_set(err, ERROR_FORMAT, "packed weights go on behind the last matrix");
     model->held_bytes = model->packed_bytes + (model->embedding ? embedding->bytes : 0);
-    if (progress)
-        progress(user, 1);
+    if (o->progress)
+        o->progress(o->progress_user, 1);
     return 0;
+}
+
+static struct packed_cache_key cache_key(const struct model *model)
+{
+    return (struct packed_cache_key){
+        .file_hash = model->file_hash,
+        .file_bytes = model_file_bytes(model->file),
+        .modified_ns = model_file_modified_ns(model->file),
+        .weights = model->weights,
+    };
+}
+
+static double seconds_since(uint64_t begin_ns)
+{
+    return (double)(system_now_ns() - begin_ns) / 1e9;
+}
+
+/* Are the weights in the cache? */
+static bool find_cache(struct model *model, const struct model_open_options *o)
+{
+    struct packed_cache_key key = cache_key(model);
+    uint64_t begin = system_now_ns();
+    struct error why;
+    if (packed_cache_open(o->packed_cache, &key, o->progress, o->progress_user, &model->arena,
+                          &why)) {
+        log_warn("packed-cache: made anew: %s", why.message);
+        return false;
+    }
+    if (model->arena.given)
+        log_info("packed-cache: found the weights of %s, %zu MiB, in %.1f s",
+                 model_file_path(model->file), model->arena.size >> 20, seconds_since(begin));
+    return model->arena.given;
+}
+
+/* In the order in which they are packed. */
+static void keep_cache(const struct model *model, const char *dir)
+{
+    size_t n_layers = model->params.n_layers, n = 0, bytes;
+    struct packed_cache_key key = cache_key(model);
+    uint64_t begin = system_now_ns();
+    struct error why;
+    _cleanup_mem_ struct packed_part *parts = mem_array(4 * n_layers + 2, sizeof(*parts));
+    int rc = parts ? 0 : error_memory(&why, "list of weights", n_layers);
+    for (size_t l = 0; l < n_layers && rc == 0; l++) {
+        const struct layer *layer = &model->layers[l];
+        const struct matrix *const all[] = {&layer->qkv, &layer->o, &layer->gate_up, &layer->down};
+        for (size_t i = 0; i < 4; i++)
+            parts[n++] = (struct packed_part){all[i]->data, matrix_bytes(all[i])};
+    }
+    if (rc == 0)
+        parts[n++] = (struct packed_part){model->head.data, matrix_bytes(&model->head)};
+    if (rc == 0 && model->embedding)
+        parts[n++] = (struct packed_part){model->embedding->data, model->embedding->bytes};
+    if (rc == 0)
+        rc = packed_cache_write(dir, &key, parts, n, &bytes, &why);
+    if (rc)
+        log_warn("packed-cache: the weights are not kept: %s", why.message);
+    else
+        log_info("packed-cache: kept the weights of %s, %zu MiB, in %.1f s",
+                 model_file_path(model->file), bytes >> 20, seconds_since(begin));
 }
 
 /* The strings of a vocabulary that stand in the mapped file: from the first byte to the last. */
@@ -366,7 +447,7 @@ static int keep_what_is_read(const struct model *model, struct error *err)
     const char *first = NULL, *last = NULL;
     int rc = 0;
 
-    if (model->embedding)
+    if (model->embedding && !model->arena.given)
         rc = mapped_file_keep(model->embedding->data, model->embedding->bytes, err);
     if (rc || vocab->storage)
         return rc;
@@ -407,20 +488,36 @@ int model_open_empty(const struct model_params *params, enum model_weights weigh
     return 0;
 }
 
-int model_open(struct model_file *file, enum model_weights weights, uint32_t n_positions,
-               model_progress_fn *progress, void *user, struct model **ret_model, struct error *err)
+static int open_weights(struct model *model, const struct model_open_options *o, struct error *err)
+{
+    bool found = o->packed_cache && find_cache(model, o);
+    int rc = open_matrices(model, o, err);
+    if (found && rc == -ERROR_FORMAT) {
+        log_warn("packed-cache: made anew: %s: %s", o->packed_cache, err->message);
+        found = false;
+        model_drop_layers(model);
+        rc = open_matrices(model, o, err);
+    }
+    if (rc == 0)
+        rc = keep_what_is_read(model, err);
+    if (rc == 0 && o->packed_cache && !found)
+        keep_cache(model, o->packed_cache);
+    return rc;
+}
+
+int model_open(struct model_file *file, const struct model_open_options *options,
+               struct model **ret_model, struct error *err)
 {
     struct model *model;
-    int rc = model_open_empty(model_file_params(file), weights, n_positions, &model, err);
+    int rc = model_open_empty(model_file_params(file), options->weights, options->n_positions,
+                              &model, err);
     if (rc) {
         model_file_close(file);
         return rc;
     }
     model->file = file;
     hash_file(model);
-    rc = open_matrices(model, progress, user, err);
-    if (rc == 0)
-        rc = keep_what_is_read(model, err);
+    rc = open_weights(model, options, err);
     if (rc) {
         error_prefix(err, "%s", model_file_path(file));
         model_close(model);

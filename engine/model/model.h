@@ -16,6 +16,7 @@
 
 #include "engine/base/error.h"
 #include "engine/kernels/kernels.h"
+#include "engine/model/mapped_file.h"
 #include "engine/model/model_file.h"
 
 enum matrix_type {
@@ -42,10 +43,11 @@ static inline enum kernel_layout matrix_layout(const struct matrix *matrix) /* n
 
 /* Memory of all matrices in a few large blocks, so that the kernel can give huge pages: most
  * matrices of a small model are smaller than one. Freed as a whole. With `given`, it hands out that
- * memory instead, `size` bytes of weights that are packed already, in the order of packing; not
- * freed here. */
+ * memory instead, `size` bytes of weights that are packed already, in the order of packing: those
+ * of a mapped file (packed_cache.h). */
 struct weight_arena {
-    uint8_t *given;
+    struct mapped_file map;
+    const uint8_t *given;
     uint8_t **blocks; /* [n_blocks] */
     size_t n_blocks;
     size_t used, size; /* of the last block, or of what is given */
@@ -78,6 +80,7 @@ struct model {
     float *output_norm;
     struct matrix head;
     const struct tensor *embedding; /* NULL: its rows are those of the head */
+    struct tensor cached_embedding; /* what that points to when the rows lie in a packed cache */
     uint32_t n_positions;           /* rows of the RoPE tables */
     float *rope_cos;                /* [n_positions][rope_dim / 2] */
     float *rope_sin;
@@ -90,10 +93,19 @@ size_t matrix_bytes(const struct matrix *matrix);
 
 typedef void model_progress_fn(void *user, double share);
 
-/* Takes the file over, also on failure. n_positions: the longest context in tokens. */
-int model_open(struct model_file *file, enum model_weights weights, uint32_t n_positions,
-               model_progress_fn *progress, void *user, struct model **ret_model,
-               struct error *err);
+struct model_open_options {
+    enum model_weights weights;
+    uint32_t n_positions; /* the longest context in tokens */
+    /* Folder where packed weights are kept and found again, or NULL. What is wrong with it is a
+     * line in the log; the weights are then packed as without it. */
+    const char *packed_cache;
+    model_progress_fn *progress; /* may be NULL */
+    void *progress_user;
+};
+
+/* Takes the file over, also on failure. */
+int model_open(struct model_file *file, const struct model_open_options *options,
+               struct model **ret_model, struct error *err);
 void model_close(struct model *model); /* NULL is fine */
 
 /* A model without a file whose layers come one at a time, for work that goes layer by layer

@@ -22,6 +22,7 @@ static int open_gguf(struct model_file *file, struct error *err)
         return error_prefix(err, "%s", file->path);
     file->params.vocab_size = file->vocab.n_tokens;
     file->bytes = gguf_bytes(file->gguf);
+    file->modified_ns = gguf_modified_ns(file->gguf);
     file->n_tensors = gguf_n_tensors(file->gguf);
     file->tensors = gguf_tensor_at(file->gguf, 0);
     return 0;
@@ -125,6 +126,11 @@ const struct gguf_file *model_file_gguf(const struct model_file *file)
 size_t model_file_bytes(const struct model_file *file)
 {
     return file->bytes;
+}
+
+int64_t model_file_modified_ns(const struct model_file *file)
+{
+    return file->modified_ns;
 }
 
 uint64_t model_file_n_params(const struct model_file *file)

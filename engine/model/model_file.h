@@ -61,7 +61,9 @@ const struct model_params *model_file_params(const struct model_file *file);
 const struct vocab *model_file_vocab(const struct model_file *file);
 /* The GGUF file behind it, for its metadata (gguf.h); NULL for a folder. */
 const struct gguf_file *model_file_gguf(const struct model_file *file);
-size_t model_file_bytes(const struct model_file *file);      /* on disk */
+size_t model_file_bytes(const struct model_file *file); /* on disk */
+/* When its weights were last changed, as the file system says: nanoseconds since 1970. */
+int64_t model_file_modified_ns(const struct model_file *file);
 uint64_t model_file_n_params(const struct model_file *file); /* elements of all tensors */
 /* FNV-1a 64 over parameters, tensor table and a sample of every tensor's bytes: tells files apart
  * in fingerprints and caches; not a cryptographic hash. */

@@ -25,6 +25,7 @@ struct model_file {
     struct rope_scaling scaling;
     struct vocab vocab;
     size_t bytes;
+    int64_t modified_ns; /* of the file changed last */
     uint64_t n_params;
     size_t n_tensors;
     const struct tensor *tensors;  /* gguf's or hf's */

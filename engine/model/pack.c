@@ -178,7 +178,7 @@ static uint8_t *take_given(struct weight_arena *arena, size_t rounded)
     if (rounded > arena->size - arena->used)
         return NULL;
     arena->used += rounded;
-    return arena->given + arena->used - rounded;
+    return (uint8_t *)(uintptr_t)arena->given + arena->used - rounded; /* nobody writes there */
 }
 
 /* Zeros, unless the memory is given. */
@@ -211,6 +211,7 @@ void weight_arena_free(struct weight_arena *arena)
     for (size_t i = 0; i < arena->n_blocks; i++)
         mem_free(arena->blocks[i]);
     mem_free(arena->blocks);
+    mapped_file_close(&arena->map);
     *arena = (struct weight_arena){0};
 }
 

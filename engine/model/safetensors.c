@@ -149,6 +149,11 @@ void safetensors_close(struct safetensors *file)
     mem_free(file);
 }
 
+int64_t safetensors_modified_ns(const struct safetensors *file)
+{
+    return file->map.modified_ns;
+}
+
 size_t safetensors_bytes(const struct safetensors *file)
 {
     return file->map.bytes;

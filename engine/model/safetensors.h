@@ -26,8 +26,9 @@ struct safetensors;
 
 /* `err` must not be NULL; messages start with the path. */
 int safetensors_open(const char *path, struct safetensors **ret_file, struct error *err);
-void safetensors_close(struct safetensors *file);         /* NULL is fine */
-size_t safetensors_bytes(const struct safetensors *file); /* of the whole file */
+void safetensors_close(struct safetensors *file);                /* NULL is fine */
+size_t safetensors_bytes(const struct safetensors *file);        /* of the whole file */
+int64_t safetensors_modified_ns(const struct safetensors *file); /* mapped_file.h */
 size_t safetensors_n(const struct safetensors *file);
 const struct safetensor *safetensors_at(const struct safetensors *file, size_t i);
 

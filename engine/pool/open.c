@@ -144,6 +144,18 @@ static int open_kv(struct engine *engine, const struct model_params *p, struct e
     return 0;
 }
 
+static struct model_open_options model_options(const struct engine_options *o,
+                                               struct progress *progress)
+{
+    return (struct model_open_options){
+        .weights = model_weights_of(o->weights),
+        .n_positions = o->context,
+        .packed_cache = o->packed_cache,
+        .progress = report_progress,
+        .progress_user = progress,
+    };
+}
+
 static int open_twin(struct engine *engine, struct progress *progress, struct error *err)
 {
     const struct engine_options *o = &engine->options;
@@ -159,16 +171,16 @@ static int open_twin(struct engine *engine, struct progress *progress, struct er
     }
     if (warning.code)
         log_warn("%s: %s; the full model's is used", o->pruned_path, warning.message);
-    progress->what = "packing the pruned model";
+    progress->what = "loading the pruned model";
     progress->begin += progress->width;
-    return model_open(file, model_weights_of(o->weights), o->context, report_progress, progress,
-                      &engine->pruned, err);
+    const struct model_open_options how = model_options(o, progress);
+    return model_open(file, &how, &engine->pruned, err);
 }
 
 static int open_models(struct engine *engine, struct error *err)
 {
     const struct engine_options *o = &engine->options;
-    struct progress progress = {o, "packing the full model", 0, o->pruned_path ? 0.5 : 1};
+    struct progress progress = {o, "loading the full model", 0, o->pruned_path ? 0.5 : 1};
     struct model_file *file;
     int rc = model_file_open(o->model_path, &file, err);
     if (rc)
@@ -178,8 +190,8 @@ static int open_models(struct engine *engine, struct error *err)
         model_file_close(file);
         return rc;
     }
-    rc = model_open(file, model_weights_of(o->weights), o->context, report_progress, &progress,
-                    &engine->full, err);
+    const struct model_open_options how = model_options(o, &progress);
+    rc = model_open(file, &how, &engine->full, err);
     if (rc == 0 && o->pruned_path)
         rc = open_twin(engine, &progress, err);
     return rc;

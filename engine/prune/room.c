@@ -56,8 +56,8 @@ int room_check_bytes(size_t fixed, size_t of_samples, size_t per_token, size_t n
         return 0;
     return error_set(err, ERROR_MEMORY,
                      "pruning with %zu calibration tokens needs about %zu MB of memory, this "
-                     "process may have %zu MB; --tokens %zu would fit",
-                     n_tokens, needed >> 20, have >> 20,
+                     "process may have %zu MB (%zu bytes, %zu); --tokens %zu would fit",
+                     n_tokens, needed >> 20, have >> 20, needed, have,
                      room > fixed ? (room - fixed) / per_token : 0);
 }
 

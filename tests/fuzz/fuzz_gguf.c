@@ -82,7 +82,9 @@ static void load(const char *path)
     if (model_file_open(path, &file, &err) < 0)
         return;
     sink += model_file_hash(file) + model_file_n_params(file);
-    if (model_open(file, MODEL_WEIGHTS_AUTO, 64, NULL, NULL, &model, &err) == 0)
+    if (model_open(file,
+                   &(struct model_open_options){.weights = MODEL_WEIGHTS_AUTO, .n_positions = 64},
+                   &model, &err) == 0)
         model_close(model);
 }
 

@@ -93,6 +93,47 @@ def test_state_folder_that_cannot_be_made_is_told_at_start(tmp_path):
     assert "state-dir: /proc/no/such" in server.log()
 
 
+# --- packed weights ------------------------------------------------------------------------------
+
+def packed_lines(server):
+    """The word that each line about the cache begins with: found, kept, made (anew)."""
+    return [l.split("packed-cache: ")[1].split()[0] for l in server.log().splitlines() if "packed-cache: " in l]
+
+
+def answer_of(server):
+    return server.post("/v1/completions", server.completion("Once upon a time", temperature=0, max_tokens=8,
+                                                            logprobs=1)).json["choices"]
+
+
+def test_second_start_takes_the_packed_weights(tmp_path):
+    folder = tmp_path / "packed"
+    plain = start(tmp_path, "plain")
+    expected = answer_of(plain)
+    stop_cleanly(plain)
+    said = {}
+    for name in ("first", "second"):
+        server = start(tmp_path, name, "--packed-cache", str(folder))
+        said[name] = packed_lines(server)
+        assert answer_of(server) == expected
+        stop_cleanly(server)
+    files = sorted(folder.iterdir())  # one for each model
+    assert files and all(f.stat().st_mode & 0o777 == 0o600 for f in files)
+    assert said == {"first": ["kept"] * len(files), "second": ["found"] * len(files)}
+    data = bytearray(files[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[0].write_bytes(data)
+    server = start(tmp_path, "third", "--packed-cache", str(folder))
+    assert sorted(packed_lines(server)) == ["found"] * (len(files) - 1) + ["kept", "made"], server.log()
+    assert answer_of(server) == expected
+    stop_cleanly(server)
+
+
+def test_packed_cache_that_cannot_be_made_is_told_at_start(tmp_path):
+    server = Server(command_of("real", ["--packed-cache", "/proc/no/such"]), tmp_path / "log", wait=False)
+    assert server.process.wait(30) == 1
+    assert "packed-cache: /proc/no/such" in server.log()
+
+
 # --- a thread that does not go on ----------------------------------------------------------------
 
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17

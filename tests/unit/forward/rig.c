@@ -15,7 +15,9 @@ static struct model *open_path(const char *path, enum model_weights weights)
     struct error err = {0};
     int rc = model_file_open(path, &file, &err);
     if (rc == 0)
-        rc = model_open(file, weights, RIG_MAX_TOKENS, NULL, NULL, &model, &err);
+        rc = model_open(
+            file, &(struct model_open_options){.weights = weights, .n_positions = RIG_MAX_TOKENS},
+            &model, &err);
     if (rc)
         fail_msg("%s", err.message);
     return model;

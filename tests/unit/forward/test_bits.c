@@ -254,7 +254,9 @@ static bool open_with_failure(const char *path, unsigned long k)
     assert_int_equal(kernels_select(NULL, &kernels, &err), 0);
 
     mem_fail_at(k);
-    rc = model_open(file, MODEL_WEIGHTS_AUTO, 32, NULL, NULL, &model, &err);
+    rc = model_open(file,
+                    &(struct model_open_options){.weights = MODEL_WEIGHTS_AUTO, .n_positions = 32},
+                    &model, &err);
     if (rc == 0)
         rc = team_open(2, "test", NULL, &team, &err);
     if (rc == 0)

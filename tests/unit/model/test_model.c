@@ -1,39 +1,85 @@
 /* An open model: what it holds in memory, and that packing loses nothing it need not lose. */
-#include "engine/model/model.h"
-
+#include "engine/base/hash.h"
+#include "engine/base/log.h"
 #include "engine/base/mem.h"
+#include "engine/model/model.h"
 #include "engine/model/pack.h"
+#include "engine/model/packed_cache.h"
 #include "tests/unit/check.h"
 #include "tests/unit/model/tiny.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-static char path[] = P_tmpdir "/overfill-test-XXXXXX";
+static char folder[] = P_tmpdir "/overfill-test-XXXXXX";
+static char path[64], cache[64];
 
-static int make_file(void **state)
+static int make_folder(void **state)
 {
-    int fd = mkstemp(path);
-    return fd < 0 ? -1 : close(fd);
+    if (!mkdtemp(folder))
+        return -1;
+    log_set_level(LOG_LEVEL_ERROR);
+    snprintf(path, sizeof(path), "%s/model.gguf", folder);
+    snprintf(cache, sizeof(cache), "%s/cache", folder);
+    return 0;
 }
 
-static int remove_file(void **state)
+/* The one file of the cache; false if there is none. */
+static bool find_cached(char *ret_path, size_t bytes)
 {
-    return unlink(path);
+    DIR *dir = opendir(cache);
+    int n = 0;
+    for (const struct dirent *e; dir && (e = readdir(dir));)
+        if (e->d_name[0] != '.') {
+            snprintf(ret_path, bytes, "%s/%s", cache, e->d_name);
+            n++;
+        }
+    if (dir)
+        closedir(dir);
+    assert_true(n < 2);
+    return n == 1;
+}
+
+static void empty_cache(void)
+{
+    char file[512];
+    if (find_cached(file, sizeof(file)))
+        unlink(file);
+}
+
+static int remove_folder(void **state)
+{
+    empty_cache();
+    rmdir(cache);
+    unlink(path);
+    return rmdir(folder);
+}
+
+static struct model *open_again(enum model_weights weights, const char *packed_cache)
+{
+    const struct model_open_options options = {
+        .weights = weights, .n_positions = 16, .packed_cache = packed_cache};
+    struct model_file *file;
+    struct model *model = NULL;
+    struct error err;
+    if (model_file_open(path, &file, &err) || model_open(file, &options, &model, &err))
+        fail_msg("%s", err.message);
+    return model;
 }
 
 static struct model *open_model(const struct tiny *tiny, enum model_weights weights)
 {
-    struct model_file *file;
-    struct model *model;
-    struct error err;
     tiny_write_gguf(tiny, path);
-    if (model_file_open(path, &file, &err) || model_open(file, weights, 16, NULL, NULL, &model, &err))
-        fail_msg("%s", err.message);
-    return model;
+    return open_again(weights, NULL);
 }
 
 /* Whole blocks in every row. */
@@ -66,7 +112,8 @@ static void expect_rows_of_the_file(const struct model *model)
     size_t row_bytes = t->bytes / t->dims[1];
     float expected[64], row[64];
     for (int32_t token = 0; token < 100; token++) {
-        tensor_dequantize(t->type, (const uint8_t *)t->data + (size_t)token * row_bytes, 64, expected);
+        tensor_dequantize(t->type, (const uint8_t *)t->data + (size_t)token * row_bytes, 64,
+                          expected);
         model_embed(model, token, row);
         assert_memory_equal(row, expected, sizeof(row));
     }
@@ -150,7 +197,8 @@ static struct tensor q4_k_tensor(uint64_t columns, uint64_t rows, uint32_t *seed
     for (size_t i = 0; i < t.bytes; i++)
         data[i] = (uint8_t)((*seed = *seed * 1664525 + 1013904223) >> 24);
     for (size_t at = 0; at < t.bytes; at += 144) {
-        const uint16_t scales[2] = {float_to_half(0.003f + (float)at * 1e-7f), float_to_half(-0.02f)};
+        const uint16_t scales[2] = {float_to_half(0.003f + (float)at * 1e-7f),
+                                    float_to_half(-0.02f)};
         memcpy(data + at, scales, sizeof(scales));
     }
     t.data = data;
@@ -171,8 +219,15 @@ static void expect_near(const struct tensor *t, const struct matrix *m)
 
 static void q4_k_stays_four_bits(void **state)
 {
-    struct model_params p = {.n_layers = 1, .hidden = 256, .norm_width = 256, .mlp = 512, .n_heads = 4,
-                             .n_kv_heads = 4, .head_dim = 64, .rope_dim = 64, .vocab_size = 16};
+    struct model_params p = {.n_layers = 1,
+                             .hidden = 256,
+                             .norm_width = 256,
+                             .mlp = 512,
+                             .n_heads = 4,
+                             .n_kv_heads = 4,
+                             .head_dim = 64,
+                             .rope_dim = 64,
+                             .vocab_size = 16};
     uint32_t seed = 7;
     struct tensor down = q4_k_tensor(512, 256, &seed), o = q4_k_tensor(256, 256, &seed);
     struct model *model;
@@ -190,12 +245,183 @@ static void q4_k_stays_four_bits(void **state)
     free((void *)(uintptr_t)o.data);
 }
 
+/* --- the packed cache ---------------------------------------------------------------------- */
+
+static void expect_same_matrix(const struct matrix *a, const struct matrix *b)
+{
+    assert_int_equal(a->type, b->type);
+    assert_int_equal(matrix_bytes(a), matrix_bytes(b));
+    assert_memory_equal(a->data, b->data, matrix_bytes(a));
+}
+
+static void expect_same_model(const struct model *a, const struct model *b)
+{
+    assert_int_equal(a->held_bytes, b->held_bytes);
+    expect_same_matrix(&a->head, &b->head);
+    for (uint32_t l = 0; l < a->params.n_layers; l++) {
+        const struct layer *x = &a->layers[l], *y = &b->layers[l];
+        expect_same_matrix(&x->qkv, &y->qkv);
+        expect_same_matrix(&x->o, &y->o);
+        expect_same_matrix(&x->gate_up, &y->gate_up);
+        expect_same_matrix(&x->down, &y->down);
+        assert_memory_equal(x->attn_norm, y->attn_norm, a->params.hidden * sizeof(float));
+    }
+    for (int32_t token = 0; token < 100; token++) {
+        float row[2][64];
+        model_embed(a, token, row[0]);
+        model_embed(b, token, row[1]);
+        assert_memory_equal(row[0], row[1], sizeof(row[0]));
+    }
+}
+
+/* Opens the model with the cache, from which it takes its weights or not, and expects the model
+ * that is opened without. */
+static void expect_opened(enum model_weights weights, bool from_the_cache)
+{
+    struct model *plain = open_again(weights, NULL), *model = open_again(weights, cache);
+    assert_int_equal(model->arena.given != NULL, from_the_cache);
+    expect_same_model(plain, model);
+    model_close(plain);
+    model_close(model);
+}
+
+static void packed_weights_are_found_again(void **state)
+{
+    static const struct held_case cases[] = {
+        {TENSOR_Q8_0, MODEL_WEIGHTS_AUTO, false, false},
+        {TENSOR_Q4_0, MODEL_WEIGHTS_AUTO, true, true},
+        {TENSOR_Q4_1, MODEL_WEIGHTS_AUTO, false, false},
+        {TENSOR_F16, MODEL_WEIGHTS_F32, false, false},
+        {TENSOR_F16, MODEL_WEIGHTS_Q8, false, true},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tiny tiny = tiny_of(cases[i].type, cases[i].untied);
+        tiny_write_gguf(&tiny, path);
+        expect_opened(cases[i].weights, false);
+        expect_opened(cases[i].weights, true);
+        empty_cache();
+    }
+}
+
+static void flip(size_t at)
+{
+    char file[512];
+    assert_true(find_cached(file, sizeof(file)));
+    FILE *f = fopen(file, "r+b");
+    assert_non_null(f);
+    fseek(f, (long)at, SEEK_SET);
+    int c = fgetc(f);
+    fseek(f, (long)at, SEEK_SET);
+    fputc(c ^ 1, f);
+    fclose(f);
+}
+
+/* A file that is no good is not used, and replaced. */
+static void a_cache_that_is_no_good_is_made_anew(void **state)
+{
+    struct tiny tiny = tiny_of(TENSOR_Q8_0, false);
+    char file[512];
+    struct stat st;
+    tiny_write_gguf(&tiny, path);
+    expect_opened(MODEL_WEIGHTS_AUTO, false);
+    assert_true(find_cached(file, sizeof(file)) && stat(file, &st) == 0);
+    for (size_t at = 0; at < 80; at += 4) { /* the header */
+        flip(at);
+        expect_opened(MODEL_WEIGHTS_AUTO, false);
+    }
+    flip((size_t)st.st_size - 1000);
+    expect_opened(MODEL_WEIGHTS_AUTO, false);
+    const off_t cuts[] = {0, 50, 4096, st.st_size / 2, st.st_size - 1, st.st_size + 64};
+    for (size_t i = 0; i < sizeof(cuts) / sizeof(cuts[0]); i++) {
+        assert_int_equal(truncate(file, cuts[i]), 0);
+        expect_opened(MODEL_WEIGHTS_AUTO, false);
+        expect_opened(MODEL_WEIGHTS_AUTO, true);
+    }
+    empty_cache();
+}
+
+static void another_models_cache_is_not_used(void **state)
+{
+    struct tiny tiny = tiny_of(TENSOR_Q8_0, false);
+    char first[512], second[512];
+    tiny_write_gguf(&tiny, path);
+    expect_opened(MODEL_WEIGHTS_AUTO, false);
+    assert_true(find_cached(first, sizeof(first)));
+    char aside[600];
+    snprintf(aside, sizeof(aside), "%s/aside", folder);
+    assert_int_equal(rename(first, aside), 0);
+    tiny.seed = 5;
+    tiny_write_gguf(&tiny, path);
+    expect_opened(MODEL_WEIGHTS_AUTO, false);
+    assert_true(find_cached(second, sizeof(second)));
+    assert_string_not_equal(first, second);
+    assert_int_equal(rename(aside, second), 0);
+    expect_opened(MODEL_WEIGHTS_AUTO, false);
+
+    /* written again, the same bytes: the time alone tells */
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = 1000000000}};
+    assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+    expect_opened(MODEL_WEIGHTS_AUTO, false);
+    empty_cache();
+}
+
+static void a_cache_that_cannot_be_kept_does_no_harm(void **state)
+{
+    struct tiny tiny = tiny_of(TENSOR_Q8_0, false);
+    struct rlimit before, small = {.rlim_cur = 20000};
+    char file[512];
+    tiny_write_gguf(&tiny, path);
+
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small.rlim_max = before.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    struct model *model = open_again(MODEL_WEIGHTS_AUTO, cache);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_null(model->arena.given);
+    assert_false(find_cached(file, sizeof(file)));
+    model_close(model);
+
+    model = open_again(MODEL_WEIGHTS_AUTO, "/proc/no/such");
+    assert_null(model->arena.given);
+    model_close(model);
+}
+
+/* Packed bytes outlive the program that wrote them: whoever changes the layouts raises
+ * PACKED_CACHE_VERSION and writes the new sums here. */
+static void layouts_are_those_of_the_caches_version(void **state)
+{
+    static const struct {
+        enum tensor_type type;
+        uint64_t hash;
+    } cases[] = {{TENSOR_Q8_0, 0x871f1258e45e36b2}, {TENSOR_Q4_0, 2}, {TENSOR_Q4_1, 3}};
+    assert_int_equal(PACKED_CACHE_VERSION, 1);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tiny tiny = tiny_of(cases[i].type, false);
+        struct model *model = open_model(&tiny, MODEL_WEIGHTS_AUTO);
+        const struct layer *layer = &model->layers[0];
+        const struct matrix *const all[] = {&layer->qkv, &layer->o, &layer->gate_up, &layer->down};
+        uint64_t hash = HASH_START;
+        for (size_t k = 0; k < 4; k++)
+            hash = hash_bytes(hash, all[k]->data, matrix_bytes(all[k]));
+        if (hash != cases[i].hash)
+            print_message("%s: packed bytes have the hash %#" PRIx64,
+                          tensor_type_name(cases[i].type), hash);
+        model_close(model);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_tied_head_is_held_once),
         cmocka_unit_test(pages_of_the_file_leave_memory_as_they_are_packed),
         cmocka_unit_test(q4_k_stays_four_bits),
+        cmocka_unit_test(packed_weights_are_found_again),
+        cmocka_unit_test(a_cache_that_is_no_good_is_made_anew),
+        cmocka_unit_test(another_models_cache_is_not_used),
+        cmocka_unit_test(a_cache_that_cannot_be_kept_does_no_harm),
+        cmocka_unit_test(layouts_are_those_of_the_caches_version),
     };
-    return cmocka_run_group_tests_name("model", tests, make_file, remove_file);
+    return cmocka_run_group_tests_name("model", tests, make_folder, remove_folder);
 }

@@ -752,7 +752,11 @@ static void an_open_model_survives_its_file_being_cut(void **state)
     struct error err;
     float row[2][16];
 
-    assert_int_equal(model_open(file, MODEL_WEIGHTS_AUTO, 16, NULL, NULL, &model, &err), 0);
+    assert_int_equal(
+        model_open(file,
+                   &(struct model_open_options){.weights = MODEL_WEIGHTS_AUTO, .n_positions = 16},
+                   &model, &err),
+        0);
     assert_int_equal(tokenizer_open(model_file_vocab(file), &tokenizer, &err), 0);
     model_embed(model, 3, row[0]);
     assert_int_equal(tokenizer_encode(tokenizer, "ab ba", 5, 0, &before, &err), 0);

@@ -1,7 +1,7 @@
 /* Hugging Face folders as transformers reads them: ids and logits of every architecture, from the
  * folder and from the GGUF file that `prune` makes of it; pairs of which the twin has odd widths.
  */
-#include "engine/prune/prune.h"
+#include "engine/prune/prune_internal.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "tests/unit/check.h"
 #include "tests/unit/forward/rig.h"
@@ -372,6 +372,37 @@ static void exact_widths_are_not_rounded(void **state)
     expect_widths(64, 32);
 }
 
+/* /proc is a file system that has no room. */
+static void a_twin_that_does_not_fit_the_disk_is_refused_with_its_bytes(void **state)
+{
+    struct prune_options o = {
+        .method = PRUNE_MINITRON, .model_path = TINY "llama2", .out_path = "/proc/twin.gguf"};
+    struct prune_report report;
+    struct error err = {0};
+    size_t needed = 0, free_bytes = 1;
+    o.type = PRUNE_TYPE_KEEP;
+    o.head_type = PRUNE_TYPE_KEEP;
+    assert_int_equal(prune_run(&o, &report, &err), -ERROR_IO);
+    const char *bytes = strrchr(err.message, '(');
+    if (!bytes || sscanf(bytes, "(%zu bytes, %zu)", &needed, &free_bytes) != 2)
+        fail_msg("%s", err.message);
+    assert_true(needed > 10000 && free_bytes == 0);
+}
+
+static void a_calibration_that_does_not_fit_memory_is_refused_with_what_would(void **state)
+{
+    const size_t fixed = 1000, per_token = 1 << 20, too_many = (size_t)1 << 40;
+    struct error err = {0};
+    size_t fits = 0, needed = 0;
+    assert_int_equal(room_check_bytes(fixed, 0, per_token, too_many, &err), -ERROR_MEMORY);
+    const char *tokens = strstr(err.message, "--tokens "), *bytes = strrchr(err.message, '(');
+    assert_true(tokens && sscanf(tokens, "--tokens %zu would fit", &fits) == 1);
+    assert_true(bytes && sscanf(bytes, "(%zu bytes", &needed) == 1);
+    assert_true(needed == fixed + per_token * too_many);
+    assert_int_equal(room_check_bytes(fixed, 0, per_token, fits - 1, &err), 0);
+    assert_int_equal(room_check_bytes(fixed, 0, per_token, fits + 1, &err), -ERROR_MEMORY);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -383,6 +414,8 @@ int main(void)
         cmocka_unit_test(a_list_of_channels_is_cut_out_in_ascending_order),
         cmocka_unit_test(a_bad_list_is_refused_by_name),
         cmocka_unit_test(exact_widths_are_not_rounded),
+        cmocka_unit_test(a_twin_that_does_not_fit_the_disk_is_refused_with_its_bytes),
+        cmocka_unit_test(a_calibration_that_does_not_fit_memory_is_refused_with_what_would),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }

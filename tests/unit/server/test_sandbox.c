@@ -66,7 +66,7 @@ static int check_files(void)
     if (try_open(file, O_CREAT | O_WRONLY) || try_open(other, O_CREAT | O_WRONLY) ||
         symlink(other, link))
         return CHILD_BAD;
-    int code = sandbox_files(readable, 3, writable, &err);
+    int code = sandbox_files(readable, 3, (const char *const[]){NULL, writable}, 2, &err);
     if (code == -ERROR_UNSUPPORTED)
         return CHILD_SKIP;
     return report(code == 0, err.message) ||

@@ -125,8 +125,9 @@ struct engine_request {
     const struct stop_string *stops;
     size_t n_stops;
     struct sampling_params sampling;
-    int32_t n_logprobs;   /* -1: none; 0: the token's own; k: and the k best */
-    bool prompt_logprobs; /* also for every prompt token (echo); same k */
+    int32_t n_logprobs;         /* -1: none; 0: the token's own; k: and the k best */
+    bool prompt_logprobs;       /* also for every prompt token (echo), */
+    uint32_t n_prompt_logprobs; /*   and the k best at its place */
     enum decode_mode decode;
     uint32_t decode_every; /* of refresh and verify, 1..ENGINE_MAX_EVERY; 0: the server's */
     int32_t priority;      /* lower goes first; the higher give up their pages first */
@@ -154,6 +155,7 @@ struct engine_token {
     float logprob;   /* NAN if not asked */
     uint32_t n_top;
     size_t top_start; /* engine_output.top[top_start, +n_top), best first */
+    uint32_t rank;    /* of prompt tokens: 1 for the likeliest, 0 where logprob is NAN */
 };
 
 struct engine_usage {

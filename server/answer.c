@@ -111,6 +111,17 @@ void answer_write_timings(struct buf *out, const struct job *job)
     buf_append(out, "}", 1);
 }
 
+void answer_write_prompt_logprobs(struct buf *out, const struct job *job, uint32_t i_part)
+{
+    const struct buf *items = &job->parts[i_part].prompt_ranks;
+
+    if (job->n_prompt_logprobs < 0)
+        return;
+    buf_append_str(out, ",\"prompt_logprobs\":[");
+    buf_append(out, items->data, items->len);
+    buf_append(out, "]", 1);
+}
+
 static void write_envelope(struct buf *out, const struct job *job, const char *object)
 {
     const struct engine_info *info = &job->server->info;
@@ -132,7 +143,10 @@ void answer_write_reply(struct buf *out, const struct job *job)
         job->shape->write_choice(out, job, i);
         buf_append(out, "}", 1);
     }
-    buf_append_str(out, "],\"usage\":");
+    buf_append(out, "]", 1);
+    if (job->shape->route == ON_CHAT)
+        answer_write_prompt_logprobs(out, job, 0);
+    buf_append_str(out, ",\"usage\":");
     answer_write_usage(out, job, true);
     buf_append_str(out, ",\"timings\":");
     answer_write_timings(out, job);

@@ -20,6 +20,7 @@ static void write_choice(struct buf *out, const struct job *job, uint32_t i_choi
 
     write_text(out, job, choice->text.data, choice->text.len,
                job->n_logprobs >= 0 ? &choice->logprobs : NULL);
+    answer_write_prompt_logprobs(out, job, i_choice / job->n);
     buf_printf(out, ",\"finish_reason\":\"%s\"", answer_finish_name(choice->finish));
 }
 

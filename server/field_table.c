@@ -144,6 +144,9 @@ static const struct field FIELDS[] = {
      .help = "With `message.output_text.logprobs` in `include`: also the likeliest tokens."},
     {"logprobs", ON_COMPLETIONS, FIELD_INT, RANGE(0, 5), AT(n_logprobs),
      .help = "Log-probabilities of the tokens, and of the likeliest at each place."},
+    {"prompt_logprobs", ON_BOTH, FIELD_INT, RANGE(0, ENGINE_MAX_LOGPROBS), AT(n_prompt_logprobs),
+     .help = "As vLLM has it: log-probability and rank of each token of the prompt, and the "
+             "likeliest tokens at its place. Not with `stream`."},
     {"include", ON_RESPONSES, FIELD_READ, .read = field_read_include, .schema = SCHEMA_INCLUDE,
      .help = "`message.output_text.logprobs` adds log-probabilities."},
     {"stop", ON_BOTH, FIELD_READ, .read = field_read_stop, .schema = SCHEMA_STOP,
@@ -241,7 +244,6 @@ static const struct field FIELDS[] = {
     {"guided_choice", ON_BOTH, FIELD_UNSUPPORTED},
     {"guided_grammar", ON_BOTH, FIELD_UNSUPPORTED},
     {"structured_outputs", ON_BOTH, FIELD_UNSUPPORTED},
-    {"prompt_logprobs", ON_BOTH, FIELD_UNSUPPORTED},
     {"return_token_ids", ON_BOTH, FIELD_UNSUPPORTED},
     {"return_progress", ON_BOTH, FIELD_UNSUPPORTED},
     {"include_stop_str_in_output", ON_BOTH, FIELD_UNSUPPORTED},

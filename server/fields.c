@@ -232,6 +232,10 @@ static int check_required(const struct params *p, struct http_error *e)
 
 static int check_logprobs(struct params *p, struct http_error *e)
 {
+    if (p->n_prompt_logprobs >= 0 && p->stream)
+        return http_invalid(e, "prompt_logprobs", "invalid_value",
+                            "Invalid 'prompt_logprobs': it is not available when 'stream' is "
+                            "true.");
     if (p->route == ON_COMPLETIONS)
         return 0;
     if (p->route == ON_CHAT && p->top_logprobs >= 0 && !p->logprobs)
@@ -346,6 +350,7 @@ int params_read(struct params *ret_params, enum field_route route, cJSON *tree,
         .max_tokens = PARAMS_NO_LIMIT,
         .max_completion_tokens = PARAMS_NO_LIMIT,
         .n_logprobs = -1,
+        .n_prompt_logprobs = -1,
         .top_logprobs = -1,
         .sampling = SAMPLING_DEFAULTS,
         .ping_s = NAN,

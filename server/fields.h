@@ -58,9 +58,10 @@ struct params {
     bool ignore_eos;
     bool echo;
     bool parse_special;
-    bool logprobs;        /* chat; responses: asked for with `include` */
-    int32_t top_logprobs; /* chat, responses */
-    int32_t n_logprobs;   /* for the engine: -1 none, 0 the token's own, k and the k best */
+    bool logprobs;             /* chat; responses: asked for with `include` */
+    int32_t top_logprobs;      /* chat, responses */
+    int32_t n_logprobs;        /* for the engine: -1 none, 0 the token's own, k and the k best */
+    int32_t n_prompt_logprobs; /* the same of the prompt, without `echo` */
     struct stop_string stops[PARAMS_MAX_STOPS];
     size_t n_stops;
     struct sampling_params sampling;

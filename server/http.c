@@ -459,6 +459,15 @@ static int read_file(const char *path, struct buf *out, struct error *err)
     return 0;
 }
 
+/* As the daemon does it by itself, but a text with an escaped NUL stays as it was sent: the daemon
+ * hands paths over as C strings, and what is behind the NUL would not be seen. Such a path is then
+ * one that nobody serves. */
+static size_t unescape(void *cls, struct MHD_Connection *connection, char *text)
+{
+    (void)cls, (void)connection;
+    return strstr(text, "%00") ? strlen(text) : MHD_http_unescape(text);
+}
+
 /* `tls` is [3]: two entries and the end, or the end at once. The daemon reads the texts while it
  * starts and does not keep them. */
 static int start_daemon(struct server *server, int listen_fd, unsigned flags,
@@ -473,7 +482,8 @@ static int start_daemon(struct server *server, int listen_fd, unsigned flags,
         MHD_OPTION_PER_IP_CONNECTION_LIMIT, o->max_connections_per_address,
         MHD_OPTION_CONNECTION_TIMEOUT, o->idle_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
-        MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_UNESCAPE_CALLBACK, unescape,
+        NULL, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
     if (server->daemon)
         return 0;
     return error_set(err, ERROR_IO, "the HTTP daemon could not be started%s",

@@ -40,6 +40,7 @@ void job_free(struct job *job)
     for (uint32_t i = 0; i < job->n_parts; i++) {
         buf_free(&job->parts[i].echo);
         logprob_text_free(&job->parts[i].prompt_logprobs);
+        buf_free(&job->parts[i].prompt_ranks);
     }
     for (uint32_t i = 0; i < job->n_choices; i++) {
         buf_free(&job->choices[i].text);
@@ -102,6 +103,7 @@ static struct job *job_create(struct exchange *x, const struct answer_shape *sha
     job->n = p->n;
     job->max_tokens = p->max_tokens;
     job->n_logprobs = p->n_logprobs;
+    job->n_prompt_logprobs = p->n_prompt_logprobs;
     job->temperature = p->sampling.temperature;
     job->top_p = p->sampling.top_p;
     job->ping_ns = ping_s > 0 ? (uint64_t)(ping_s * 1e9) : 0;
@@ -124,6 +126,14 @@ static struct job *job_create(struct exchange *x, const struct answer_shape *sha
     return job;
 }
 
+/* The longer of the two lists that may be asked for; each is cut to its own length. */
+static uint32_t most_logprobs_of_prompt(const struct job *job)
+{
+    int32_t n = job->wants_prompt_logprobs ? job->n_logprobs : 0;
+
+    return (uint32_t)(n > job->n_prompt_logprobs ? n : job->n_prompt_logprobs);
+}
+
 static void fill_request(struct engine_request *request, const struct params *p, struct part *part,
                          uint64_t fairness_key)
 {
@@ -137,7 +147,8 @@ static void fill_request(struct engine_request *request, const struct params *p,
         .n_stops = p->n_stops,
         .sampling = p->sampling,
         .n_logprobs = p->n_logprobs,
-        .prompt_logprobs = part->job->wants_prompt_logprobs,
+        .prompt_logprobs = part->job->wants_prompt_logprobs || p->n_prompt_logprobs >= 0,
+        .n_prompt_logprobs = most_logprobs_of_prompt(part->job),
         .decode = p->decode,
         .decode_every = p->decode_every,
         .priority = p->priority,
@@ -300,7 +311,8 @@ static bool has_failed_buffers(const struct job *job)
     bool failed = job->out.failed || job->has_lost_logprobs;
 
     for (uint32_t i = 0; i < job->n_parts; i++)
-        failed |= logprob_text_failed(&job->parts[i].prompt_logprobs);
+        failed |= logprob_text_failed(&job->parts[i].prompt_logprobs) ||
+                  job->parts[i].prompt_ranks.failed;
     for (uint32_t i = 0; i < job->n_choices; i++)
         failed |= job->choices[i].text.failed || job->choices[i].raw.failed ||
                   logprob_text_failed(&job->choices[i].logprobs);
@@ -382,17 +394,32 @@ static void begin_choices(struct part *part)
     }
 }
 
+static struct engine_token with_top(const struct engine_token *record, int32_t n)
+{
+    struct engine_token cut = *record;
+
+    if (n >= 0 && cut.n_top > (uint32_t)n)
+        cut.n_top = (uint32_t)n;
+    return cut;
+}
+
 static void take_prompt(struct part *part, const struct engine_output *output)
 {
     struct job *job = part->job;
     const struct tokenizer *tokenizer = engine_tokenizer(job->server->engine);
 
-    if (!job->wants_prompt_logprobs)
-        return;
-    for (size_t i = 0; i < output->n_prompt; i++)
-        logprobs_add_legacy(&part->prompt_logprobs, tokenizer, &output->prompt[i],
-                            output->prompt_top + output->prompt[i].top_start, &part->prompt_chars);
-    begin_choices(part);
+    for (size_t i = 0; i < output->n_prompt; i++) {
+        const struct token_logprob *top = output->prompt_top + output->prompt[i].top_start;
+        struct engine_token record = with_top(&output->prompt[i], job->n_prompt_logprobs);
+        if (job->n_prompt_logprobs >= 0)
+            logprobs_add_prompt(&part->prompt_ranks, tokenizer, &record, top);
+        record = with_top(&output->prompt[i], job->n_logprobs);
+        if (job->wants_prompt_logprobs)
+            logprobs_add_legacy(&part->prompt_logprobs, tokenizer, &record, top,
+                                &part->prompt_chars);
+    }
+    if (job->wants_prompt_logprobs)
+        begin_choices(part);
 }
 
 static void observe_token(struct part *part, struct choice *choice, uint64_t now_ns)

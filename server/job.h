@@ -18,9 +18,10 @@ struct part {
     uint32_t i_part; /* its choices are job->choices[i_part * n .. + n) */
     bool is_submitted, is_accepted, is_done;
     struct engine_usage usage;
-    uint64_t first_token_ns; /* 0: none yet */
-    struct buf echo;         /* the prompt's text, when asked back */
-    struct logprob_text prompt_logprobs;
+    uint64_t first_token_ns;             /* 0: none yet */
+    struct buf echo;                     /* the prompt's text, when asked back */
+    struct logprob_text prompt_logprobs; /* for echo */
+    struct buf prompt_ranks;             /* the items of vLLM's prompt_logprobs */
     size_t prompt_chars;
 };
 
@@ -72,7 +73,7 @@ struct job {
     bool is_stream, include_usage, continuous_usage, echo, wants_prompt_logprobs;
     uint32_t n; /* choices a prompt */
     uint32_t max_tokens;
-    int32_t n_logprobs;
+    int32_t n_logprobs, n_prompt_logprobs; /* -1: none */
     float temperature, top_p;
     uint64_t ping_ns;        /* 0: never */
     struct buf instructions; /* responses: told back */
@@ -128,6 +129,8 @@ void job_free(struct job *job);
 void answer_write_usage(struct buf *out, const struct job *job, bool is_final);
 void answer_write_dial(struct buf *out, const struct job *job);
 void answer_write_timings(struct buf *out, const struct job *job);
+/* ,"prompt_logprobs":[...] where they were asked for. */
+void answer_write_prompt_logprobs(struct buf *out, const struct job *job, uint32_t i_part);
 void answer_write_reply(struct buf *out, const struct job *job);
 const char *answer_finish_name(enum finish_reason finish);
 int answer_prepare_prefix(struct job *job);

@@ -184,6 +184,38 @@ void logprobs_add_legacy(struct logprob_text *l, const struct tokenizer *tokeniz
     *offset += count_characters(piece, len);
 }
 
+static void write_ranked(struct buf *out, const struct tokenizer *tokenizer, int32_t token,
+                         float logprob, uint32_t rank)
+{
+    size_t len;
+    const char *piece = piece_of(tokenizer, token, &len);
+
+    buf_printf(out, "\"%d\":{\"logprob\":", (int)token);
+    write_logprob(out, logprob);
+    buf_printf(out, ",\"rank\":%u,\"decoded_token\":", rank);
+    write_token_string(out, piece, len, "");
+    buf_append(out, "}", 1);
+}
+
+void logprobs_add_prompt(struct buf *out, const struct tokenizer *tokenizer,
+                         const struct engine_token *record, const struct token_logprob *top)
+{
+    comma(out);
+    if (isnan(record->logprob)) {
+        buf_append_str(out, "null");
+        return;
+    }
+    buf_append(out, "{", 1);
+    write_ranked(out, tokenizer, record->token, record->logprob, record->rank);
+    for (uint32_t i = 0; i < record->n_top; i++) {
+        if (top[i].token == record->token)
+            continue;
+        buf_append(out, ",", 1);
+        write_ranked(out, tokenizer, top[i].token, top[i].logprob, i + 1);
+    }
+    buf_append(out, "}", 1);
+}
+
 static void write_list(struct buf *out, const char *name, const struct buf *items)
 {
     buf_append_str(out, name);

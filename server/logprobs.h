@@ -26,6 +26,11 @@ void logprobs_add_legacy(struct logprob_text *l, const struct tokenizer *tokeniz
                          const struct engine_token *record, const struct token_logprob *top,
                          size_t *offset);
 
+/* One item of vLLM's prompt_logprobs: null, or {"id": {"logprob", "rank", "decoded_token"}, ...}
+ * with the token itself first. */
+void logprobs_add_prompt(struct buf *out, const struct tokenizer *tokenizer,
+                         const struct engine_token *record, const struct token_logprob *top);
+
 void logprobs_write_chat(struct buf *out, const struct logprob_text *l);
 /* with_top false: `top_logprobs` is null. */
 void logprobs_write_legacy(struct buf *out, const struct logprob_text *l, bool with_top);

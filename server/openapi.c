@@ -46,6 +46,12 @@ const size_t N_OPERATIONS = sizeof(OPERATIONS) / sizeof(OPERATIONS[0]);
                                       "'token':" STRING ",'logprob':" NUMBER                       \
                                       ",'bytes':{'type':'array','items':" UINT                     \
                                       "},'top_logprobs':{'type':'array'}") "}"
+/* Items: null, or token id to an object. */
+#define PROMPT_LOGPROBS                                                                            \
+    "'prompt_logprobs':{'type':'array','items':{'type':['object','null'],"                         \
+    "'additionalProperties':" OBJECT("'logprob','rank','decoded_token'",                           \
+                                     "'logprob':" NUMBER ",'rank':" UINT                           \
+                                     ",'decoded_token':" STRING) "}}"
 #define CHOICE_END "'finish_reason':{'enum':['stop','length']},'index':" UINT
 
 /* clang-format off */
@@ -69,7 +75,7 @@ static const char SCHEMAS[] =
             "'message':" OBJECT("'role','content','refusal'", "'role':{'const':'assistant'}"
                 ",'content':" STRING ",'refusal':{'type':'null'}")
             ",'logprobs':{'anyOf':[{'type':'null'}," OBJECT("'content'", "'content':" LOGPROB_LIST)
-            "]}," CHOICE_END) "},'usage':{'$ref':'#/components/schemas/Usage'}"
+            "]}," CHOICE_END) "}," PROMPT_LOGPROBS ",'usage':{'$ref':'#/components/schemas/Usage'}"
         ",'timings':{'$ref':'#/components/schemas/Timings'}")
     ",'Completion':" OBJECT("'id','object','created','model','system_fingerprint','choices'"
         ",'usage'", "'id':" STRING ",'object':{'const':'text_completion'},'created':" UINT
@@ -79,7 +85,7 @@ static const char SCHEMAS[] =
                 ",'top_logprobs','text_offset'", "'tokens':{'type':'array','items':" STRING "}"
                 ",'token_logprobs':{'type':'array','items':{'type':['number','null']}}"
                 ",'top_logprobs':{'type':['array','null']},'text_offset':{'type':'array'"
-                ",'items':" UINT "}") "]}," CHOICE_END) "}"
+                ",'items':" UINT "}") "]}," PROMPT_LOGPROBS "," CHOICE_END) "}"
         ",'usage':{'$ref':'#/components/schemas/Usage'}"
         ",'timings':{'$ref':'#/components/schemas/Timings'}")
     ",'Response':" OBJECT("'id','object','created_at','status','error','incomplete_details'"

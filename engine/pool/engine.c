@@ -70,6 +70,9 @@ static int check_request(const struct engine *engine, const struct engine_reques
     if (r->n_logprobs > ENGINE_MAX_LOGPROBS)
         return error_set(err, ERROR_INVALID, "logprobs: %d, expected at most %d", r->n_logprobs,
                          ENGINE_MAX_LOGPROBS);
+    if (r->n_prompt_logprobs > ENGINE_MAX_LOGPROBS)
+        return error_set(err, ERROR_INVALID, "prompt_logprobs: %u, expected at most %d",
+                         r->n_prompt_logprobs, ENGINE_MAX_LOGPROBS);
     if (r->n_stops > ENGINE_MAX_STOPS)
         return error_set(err, ERROR_INVALID, "stop: %zu strings, expected at most %d", r->n_stops,
                          ENGINE_MAX_STOPS);

@@ -97,7 +97,7 @@ struct request {
     uint32_t max_new;                    /* tokens a choice may generate */
     uint32_t n_computed;                 /* prompt tokens that were not found in the prefix cache */
     struct engine_token *prompt_records; /* [prompt.n] with prompt_logprobs */
-    struct token_logprob *prompt_top;    /* [prompt.n][n_logprobs] */
+    struct token_logprob *prompt_top;    /* [prompt.n][n_prompt_logprobs] */
     struct sequence *sequences;          /* [in.n] */
     uint32_t n_unfinished;
     bool choice_cut;      /* a choice ended without its last record: the request is not complete */
@@ -255,6 +255,7 @@ struct score_job {
     float *ret_logprob;
     struct token_logprob *top; /* [k] */
     size_t *ret_n_top;
+    uint32_t *ret_rank;           /* not NULL: also how many tokens are likelier */
     const struct sequence *shown; /* whose request's on_logits sees the row, or NULL */
     uint32_t i_token;
 };

@@ -178,7 +178,7 @@ static void count_step(struct prefill *p, const struct model *model, uint64_t ns
 static void add_prompt_jobs(struct prefill *p, const struct forward_slice *slice,
                             struct request *request, const float *logits)
 {
-    size_t k = request->in.n_logprobs > 0 ? (size_t)request->in.n_logprobs : 0;
+    size_t k = request->in.n_prompt_logprobs;
     for (uint32_t i = 0; i < slice->n_tokens; i++) {
         size_t at = (size_t)slice->position + i + 1;
         if (at >= request->prompt.n)
@@ -192,6 +192,7 @@ static void add_prompt_jobs(struct prefill *p, const struct forward_slice *slice
             .k = k,
             .ret_logprob = &record->logprob,
             .top = request->prompt_top + at * k,
+            .ret_rank = &record->rank,
         };
     }
 }

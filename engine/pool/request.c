@@ -187,7 +187,7 @@ int request_open_sequences(struct engine *engine, struct request *request, struc
         first->logits_from = request->in.prompt_logprobs ? 0 : first->read_end - 1;
     }
     if (rc == 0 && request->in.prompt_logprobs) {
-        size_t k = request->in.n_logprobs > 0 ? (size_t)request->in.n_logprobs : 0;
+        size_t k = request->in.n_prompt_logprobs;
         request->prompt_records = mem_calloc(request->prompt.n, sizeof(*request->prompt_records));
         request->prompt_top = mem_calloc(request->prompt.n * k, sizeof(*request->prompt_top));
         if (!request->prompt_records || !request->prompt_top)

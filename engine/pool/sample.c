@@ -35,6 +35,8 @@ void score_job_run(const struct engine *engine, const struct stage *stage, unsig
         sampling_logprobs(job->logits, n_vocab, job->token, job->k, job->ret_logprob, job->top);
     if (job->ret_n_top)
         *job->ret_n_top = n_top;
+    if (job->ret_rank)
+        *job->ret_rank = sampling_rank(job->logits, n_vocab, job->token);
 }
 
 static void score_unit(void *context, unsigned member, size_t unit)

@@ -63,3 +63,13 @@ size_t sampling_logprobs(const float *logits, uint32_t n_vocab, int32_t token, s
                        : -INFINITY;
     return n;
 }
+
+uint32_t sampling_rank(const float *logits, uint32_t n_vocab, int32_t token)
+{
+    float own = clean(logits[token]);
+    uint32_t rank = 1;
+
+    for (uint32_t i = 0; i < n_vocab; i++)
+        rank += logits[i] > own; /* never so for NaN */
+    return rank;
+}

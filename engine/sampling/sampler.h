@@ -79,5 +79,7 @@ int32_t sampler_verify(struct sampler *sampler, const float *logits, const int32
  * top[k]. Returns how many were written. */
 size_t sampling_logprobs(const float *logits, uint32_t n_vocab, int32_t token, size_t k,
                          float *ret_logprob, struct token_logprob *top);
+/* 1 and how many tokens are likelier than `token`, which is one of them. */
+uint32_t sampling_rank(const float *logits, uint32_t n_vocab, int32_t token);
 
 #endif

@@ -81,6 +81,56 @@ def test_echo_with_logprobs(client, server, max_tokens):
         assert answer.choices[0].text[offset:].startswith(token)
 
 
+def check_prompt_logprobs(items, ids, k):
+    assert len(items) == len(ids) and items[0] is None
+    for token, item in zip(ids[1:], items[1:]):
+        own = item[str(token)]
+        assert list(item)[0] == str(token) and len(item) in (k, k + 1)
+        assert (len(item) == k) == (own["rank"] <= k) or k == 0
+        assert sorted(each["rank"] for each in item.values())[:k] == list(range(1, k + 1))
+        by_rank = sorted(item.values(), key=lambda each: each["rank"])
+        assert [each["logprob"] for each in by_rank] == sorted((e["logprob"] for e in by_rank), reverse=True)
+        assert all(set(each) == {"logprob", "rank", "decoded_token"} for each in item.values())
+
+
+@pytest.mark.parametrize("k", [0, 2, 7])
+def test_prompt_logprobs_as_vllm_has_them(server, k):
+    k_given = min(k, 3) if server.kind == "fake" else k  # the fake engine has no more
+    ids = [server.post("/tokenize", {"prompt": text}).json["tokens"] for text in ("One two three four", "Five six")]
+    body = server.completion(ids, n=2, max_tokens=1, temperature=0, prompt_logprobs=k)
+    choices = server.post("/v1/completions", body).json["choices"]
+    assert len(choices) == 4
+    for i, choice in enumerate(choices):
+        assert choice["logprobs"] is None
+        check_prompt_logprobs(choice["prompt_logprobs"], ids[i // 2], k_given)
+    # The figures are echo's; each list has its own length when both are asked for.
+    both = server.post("/v1/completions", {**body, "echo": True, "logprobs": 1}).json["choices"]
+    for i, choice in enumerate(both):
+        assert choice["prompt_logprobs"] == choices[i]["prompt_logprobs"]
+        logprobs = choice["logprobs"]
+        assert [c[str(t)]["logprob"] for t, c in zip(ids[i // 2][1:], choice["prompt_logprobs"][1:])] == \
+            logprobs["token_logprobs"][1:len(ids[i // 2])]
+        assert max(len(top) for top in logprobs["top_logprobs"][1:]) <= 2
+
+
+def test_prompt_logprobs_of_a_chat(server):
+    messages = server.chat()["messages"]
+    ids = server.post("/tokenize", {"messages": messages}).json["tokens"]
+    reply = server.post("/v1/chat/completions", server.chat(prompt_logprobs=1, max_tokens=2, n=2)).json
+    assert len(reply["choices"]) == 2
+    check_prompt_logprobs(reply["prompt_logprobs"], ids, 1)
+    assert "prompt_logprobs" not in server.post("/v1/chat/completions", server.chat()).json
+
+
+@pytest.mark.parametrize("fields,code", [({"stream": True, "prompt_logprobs": 0}, "invalid_value"),
+                                         ({"prompt_logprobs": 21}, "integer_above_max_value"),
+                                         ({"prompt_logprobs": -1}, "integer_below_min_value"),
+                                         ({"prompt_logprobs": True}, "invalid_type")])
+def test_prompt_logprobs_that_cannot_be(server, fields, code):
+    reply = server.post("/v1/completions", server.completion(**fields))
+    assert (reply.status, reply.error["param"], reply.error["code"]) == (400, "prompt_logprobs", code)
+
+
 def test_streamed_echo_logprobs_equal_whole(server):
     body = server.completion(echo=True, logprobs=2, max_tokens=4, temperature=0)
     whole = server.post("/v1/completions", body).json["choices"][0]["logprobs"]

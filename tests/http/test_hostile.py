@@ -132,6 +132,13 @@ def test_broken_requests(server, data):
     assert server.get("/health").status == 200
 
 
+def test_path_ends_where_it_was_sent(server):
+    """A NUL in it, escaped as URLs are, does not cut it short; other escapes mean what they stand for."""
+    status = lambda path: server.get(path).status
+    assert [status(p) for p in ("/v1/models%00", "/v1/models%00x", "/%00", "/v1/models/%00")] == [404] * 4
+    assert [status(p) for p in ("/v1%2Fmodels", "/v1/mod%65ls", "/v1/models?x=%00")] == [200] * 3
+
+
 def test_slow_body_does_not_hold_others(server):
     data = raw(server, server.chat(max_tokens=1))
     with server.connect(30) as s:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import resource
+import signal
 import threading
 
 import pytest
@@ -29,6 +30,22 @@ def turn(server, *messages):
     answer = reply.json
     return (answer["choices"][0]["message"]["content"],
             answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_sandboxed_server_reads_a_key_file_that_was_replaced(tmp_path):
+    """As editors and secret managers replace it: a new file of the same name."""
+    (tmp_path / "keys").mkdir()
+    path, other = tmp_path / "keys" / "api", tmp_path / "keys" / "new"
+    path.write_text("old\n")
+    server = start(tmp_path, "log", "--api-key-file", str(path))
+    status = lambda key: server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status
+    assert [status(key) for key in ("old", "new")] == [200, 401]
+    other.write_text("new\n")
+    other.rename(path)
+    server.signal(signal.SIGHUP)
+    server.wait_until(lambda: status("new") == 200)
+    assert status("old") == 401
+    stop_cleanly(server)
 
 
 @pytest.fixture

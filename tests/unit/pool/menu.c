@@ -31,6 +31,7 @@ static struct engine_request make_request(uint32_t *seed, int32_t *prompt)
     r.n = menu_random(seed, 4) ? 1 : 1 + menu_random(seed, 4);
     r.n_logprobs = (int32_t)menu_random(seed, 4) - 1;
     r.prompt_logprobs = menu_random(seed, 8) == 0;
+    r.n_prompt_logprobs = (uint32_t)(r.n_logprobs > 0 ? r.n_logprobs : 0);
     r.ignore_eos = menu_random(seed, 3) != 0;
     r.min_tokens = menu_random(seed, 4) ? 0 : 10;
     r.no_cache = menu_random(seed, 8) == 0;

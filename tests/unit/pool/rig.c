@@ -175,6 +175,7 @@ static void add_prompt(struct rig_result *result, const struct engine_output *ou
     for (size_t i = 0; i < out->n_prompt && i < RIG_MAX_TOKENS; i++) {
         assert_int_equal(out->prompt[i].token, result->prompt_ids[i]);
         result->prompt_logprobs[i] = out->prompt[i].logprob;
+        result->prompt_ranks[i] = out->prompt[i].rank;
         for (uint32_t k = 0; k < out->prompt[i].n_top && k < RIG_MAX_TOP; k++)
             result->prompt_top[i][k] = out->prompt_top[out->prompt[i].top_start + k];
     }

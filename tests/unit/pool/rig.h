@@ -58,6 +58,7 @@ struct rig_result {
     size_t n_prompt_ids;
     uint32_t n_prompt_tokens;
     float prompt_logprobs[RIG_MAX_TOKENS];
+    uint32_t prompt_ranks[RIG_MAX_TOKENS];
     struct token_logprob prompt_top[RIG_MAX_TOKENS][RIG_MAX_TOP];
     size_t n_prompt; /* prompt records, 0 when none came */
     struct engine_usage usage;

@@ -344,6 +344,7 @@ static struct engine_request random_request(uint32_t *seed, int32_t *tokens,
     r.n = next(seed, 4) ? 1 : 1 + next(seed, 5);
     r.max_tokens = next(seed, 8) ? next(seed, 50) : 0;
     r.prompt_logprobs = next(seed, 5) == 0;
+    r.n_prompt_logprobs = 2;
     r.n_logprobs = (int32_t)next(seed, 4) - 1;
     r.decode = next(seed, 4) ? DECODE_DEFAULT : DECODE_FULL;
     r.sampling.seed = *seed;

@@ -102,6 +102,7 @@ static void tokens_with_everything(void **state)
     r.ignore_eos = true;
     r.n_logprobs = 2;
     r.prompt_logprobs = true;
+    r.n_prompt_logprobs = 2;
     r.stops = &stop;
     r.n_stops = 1;
     r.sampling.bias = &bias;

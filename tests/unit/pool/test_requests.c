@@ -88,7 +88,7 @@ static void prompt_only_with_its_logprobs(void **state)
     struct engine_request r = rig_request(prompt, 40);
     r.max_tokens = 0;
     r.prompt_logprobs = true;
-    r.n_logprobs = 2;
+    r.n_prompt_logprobs = 2;
     struct rig_result *result = run_ok(r);
     assert_int_equal(result->n_prompt, 40);
     assert_true(isnan(result->prompt_logprobs[0]));
@@ -96,6 +96,10 @@ static void prompt_only_with_its_logprobs(void **state)
         assert_true(result->prompt_logprobs[i] < 0);
         assert_true(result->prompt_top[i][0].logprob >= result->prompt_top[i][1].logprob);
         assert_true(result->prompt_top[i][0].logprob >= result->prompt_logprobs[i]);
+        uint32_t rank = result->prompt_ranks[i];
+        assert_true(rank >= 1);
+        assert_int_equal(rank == 1, result->prompt_top[i][0].token == prompt[i]);
+        assert_int_equal(rank == 2, result->prompt_top[i][1].token == prompt[i]);
     }
     assert_int_equal(result->choices[0].n, 0);
     assert_int_equal(result->choices[0].n_records, 1);
@@ -139,7 +143,7 @@ static void prompt_logprobs_are_those_of_generation(void **state)
     r = rig_request(all, 190);
     r.max_tokens = 0;
     r.prompt_logprobs = true;
-    r.n_logprobs = RIG_MAX_TOP;
+    r.n_prompt_logprobs = RIG_MAX_TOP;
     struct rig_result *scored = run_ok(r);
     assert_int_equal(scored->n_prompt, 190);
     for (int i = 0; i < 150; i++) {
@@ -365,6 +369,9 @@ static void field_out_of_range_is_refused_by_submit(void **state)
     r = good;
     r.n_logprobs = ENGINE_MAX_LOGPROBS + 1;
     refused_at_once(r, "logprobs");
+    r = good;
+    r.n_prompt_logprobs = ENGINE_MAX_LOGPROBS + 1;
+    refused_at_once(r, "prompt_logprobs: 21");
     r = good;
     r.stops = stops;
     r.n_stops = ENGINE_MAX_STOPS + 1;

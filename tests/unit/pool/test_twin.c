@@ -30,6 +30,7 @@ static void make_mixed(struct mixed *m)
         r.sampling.frequency_penalty = i % 7 == 3 ? 0.5f : 0;
         r.n_logprobs = i % 2 ? RIG_MAX_TOP : -1;
         r.prompt_logprobs = i % 6 == 5;
+        r.n_prompt_logprobs = RIG_MAX_TOP;
         r.ignore_eos = i % 4 != 3;
         r.n = i % 8 == 7 ? 3 : 1;
         m->requests[i] = r;

@@ -85,6 +85,10 @@ static void top_is_that_of_a_full_sort(void **state)
     for (size_t i = 0; i < N_VOCAB; i++)
         all[i] = (struct token_logprob){(int32_t)i, logits[i]};
     qsort(all, N_VOCAB, sizeof(all[0]), compare);
+    for (uint32_t i = 0, rank = 1; i < 32; i++) {
+        rank = i > 0 && all[i].logprob == all[i - 1].logprob ? rank : i + 1;
+        assert_int_equal(sampling_rank(logits, N_VOCAB, all[i].token), rank);
+    }
     for (size_t k = 1; k <= 32; k++) {
         assert_int_equal(sampling_logprobs(logits, N_VOCAB, 0, k, &own, top), k);
         for (size_t i = 0; i < k; i++) {
@@ -123,6 +127,7 @@ static void infinities_and_nan_are_survived(void **state)
     assert_true(top[1].logprob == -INFINITY && top[2].logprob == -INFINITY);
     sampling_logprobs(with_nan, 3, 0, 0, &own, NULL);
     assert_true(own == -INFINITY);
+    assert_int_equal(sampling_rank(with_nan, 3, 0), 2);
     sampling_logprobs(with_infinity, 3, 1, 2, &own, top);
     assert_true(own == 0);
     assert_int_equal(top[0].token, 1);

@@ -32,6 +32,7 @@ struct fake_request {
     uint32_t n, max_tokens, min_tokens, n_ended;
     bool ignore_eos, prompt_logprobs, must_fit;
     int32_t n_logprobs;
+    uint32_t n_prompt_logprobs;
     struct sampling_params sampling;
     enum decode_mode decode;
     uint32_t decode_every;
@@ -387,6 +388,7 @@ static void copy_request(struct engine *e, const struct engine_request *q, struc
     r->ignore_eos = q->ignore_eos;
     r->n_logprobs = q->n_logprobs;
     r->prompt_logprobs = q->prompt_logprobs;
+    r->n_prompt_logprobs = q->n_prompt_logprobs;
     r->sampling = q->sampling;
     r->decode = q->decode;
     r->decode_every = q->decode_every;
@@ -455,7 +457,7 @@ void engine_cancel(struct engine *e, uint64_t id)
 
 static void tell_prompt(struct engine *e, struct fake_request *r)
 {
-    size_t n = r->prompt.n, k = (size_t)(r->n_logprobs < 3 ? r->n_logprobs : 3);
+    size_t n = r->prompt.n, k = r->n_prompt_logprobs < 3 ? r->n_prompt_logprobs : 3;
 
     free(e->prompt_records);
     free(e->prompt_top);
@@ -467,6 +469,7 @@ static void tell_prompt(struct engine *e, struct fake_request *r)
         if (i == 0)
             continue;
         t->logprob = fake_logprob(t->token);
+        t->rank = 1;
         t->n_top = (uint32_t)k;
         for (size_t j = 0; j < k; j++)
             e->prompt_top[i * k + j] =

@@ -44,7 +44,8 @@ N_PROMPT_DOCUMENTS = 16
 QUICKSTART = (512, 1280, "q4_1")
 OWN_TEXT_OPTIONS = ("--questions", "scripts/questions.txt", "--seed", "1", "--temperature", "0.8", "--max-tokens", "320")
 FORTUNES = pathlib.Path("/usr/share/games/fortunes")  # Debian's package fortunes: sayings, verses, passages
-CALIBRATION_TOKENS = 32768
+CALIBRATION_TOKENS = 65536  # of the twins in the table: what `overfill prune` takes by itself
+OWN_CALIBRATION_TOKENS = 32768  # of quickstart's twin
 ANSWERS = Task("answers", "answers", "prompts/mt_bench.jsonl", 80)
 
 
@@ -66,6 +67,7 @@ class Work:
     def __init__(self, args):
         self.model, self.shared, self.fresh, self.quick = args.model, args.shared, args.fresh, args.quick
         self.scale = args.scale
+        self.calibration_tokens = min(args.tokens, 16384) if args.quick else args.tokens
         self.folder = pathlib.Path(".cache/quality") / ("quick" if args.quick else "")
         (self.folder / "rows").mkdir(parents=True, exist_ok=True)
         self.model_hash = hash_of(self.model)
@@ -91,7 +93,7 @@ class Work:
         calibration = self.shared / "data/train/t0.train.jsonl.gz"
         return self.make_twin(f"twin-{hidden}-{mlp}-{method}", method, calibration,
                               ["--method", method, "--hidden", hidden, "--mlp", mlp, "--type", "q8_0",
-                               *(["--tokens", 16384] if self.quick else [])])
+                               "--tokens", self.calibration_tokens])
 
     def make_twin(self, name: str, method: str, calibration: pathlib.Path, options: list) -> dict:
         out = self.folder / f"{name}.gguf"
@@ -201,7 +203,7 @@ def run_calibrations(work: Work) -> list:
     found = [{"name": "full model", "answers": work.evaluate("full model", ANSWERS, "full"), "nll": None}]
     for number, (name, path) in enumerate(calibrations_of(work).items()):
         twin = work.make_twin(f"chat-{number}", "reconstruct", path,
-                              ["--hidden", hidden, "--mlp", mlp, "--type", tensor_type, "--tokens", CALIBRATION_TOKENS])
+                              ["--hidden", hidden, "--mlp", mlp, "--type", tensor_type, "--tokens", OWN_CALIBRATION_TOKENS])
         found.append({"name": name, "seconds": twin["seconds"],
                       "answers": work.evaluate(name, ANSWERS, "overfill", twin["path"]),
                       "nll": work.evaluate(name, TASKS[0], "overfill", twin["path"])})
@@ -214,9 +216,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shared", type=pathlib.Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scale", type=float, default=1)
+    parser.add_argument("--tokens", type=int, default=CALIBRATION_TOKENS)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--report", action="store_true")
     return parser.parse_args()
+
+
+def measure(work: Work):
+    """What is known so far, again after each size: whoever stops has a document of the sizes that are done."""
+    twins = []
+    for hidden, mlp in SIZES[:1] if work.quick else SIZES:
+        twins += [work.twin(hidden, mlp, method) for method in METHODS]
+        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins)}
+        if len(twins) == len(METHODS):
+            yield {"prompts": run_prompts(work, twins[METHODS.index("reconstruct")])}
+    if not work.quick:
+        yield {"calibrations": run_calibrations(work)}
+
+
+def report(work: Work, result: dict) -> None:
+    quality_report.write(result, work.folder if work.quick else pathlib.Path("docs"))
 
 
 def main() -> None:
@@ -225,21 +244,19 @@ def main() -> None:
         sys.exit(f"error: {args.shared / 'data'} is missing; OVERFILL_SHARED names the folder of the test data")
     work = Work(args)
     results = work.folder / "results.json"
-    if not args.report:
-        begin = time.monotonic()
-        twins = [work.twin(hidden, mlp, method) for hidden, mlp in (SIZES[:1] if args.quick else SIZES)
-                 for method in METHODS]
-        rows = run_table(work, twins)
-        prompts = run_prompts(work, next(twin for twin in twins if twin["method"] == "reconstruct"))
-        calibrations = [] if args.quick else run_calibrations(work)
-        results.write_text(json.dumps({
-            "date": datetime.date.today().isoformat(), "model": args.model.stem, "cpu_seconds": work.cpu_seconds,
-            "twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": rows, "prompts": prompts,
-            "calibrations": calibrations}))
-        say(f"{(time.monotonic() - begin) / 60:.1f} minutes, of them measuring {work.cpu_seconds / 60:.1f} minutes of CPU")
-    if not results.exists():
-        sys.exit(f"error: {results} is missing; scripts/quality without --report makes it")
-    quality_report.write(json.loads(results.read_text()), work.folder if args.quick else pathlib.Path("docs"))
+    if args.report:
+        if not results.exists():
+            sys.exit(f"error: {results} is missing; scripts/quality without --report makes it")
+        report(work, json.loads(results.read_text()))
+        return
+    begin, result = time.monotonic(), {}
+    for part in measure(work):
+        result |= part
+        result |= {"date": datetime.date.today().isoformat(), "model": args.model.stem,
+                   "calibration_tokens": work.calibration_tokens}
+        results.write_text(json.dumps(result))
+        report(work, result)
+    say(f"{(time.monotonic() - begin) / 60:.1f} minutes, of them measuring {work.cpu_seconds / 60:.1f} minutes of CPU")
 
 
 if __name__ == "__main__":

@@ -260,15 +260,12 @@ def document(result: dict) -> str:
     rows, nll = result["rows"], result["rows"][0]["tasks"]["nll"]
     makes = "; ".join(f"{'/'.join(map(str, t['shape']))} {t['method']}: {t['cpu_seconds']:.0f} s of CPU, {t['bytes'] / 1e6:.0f} MB"
                       for t in result["twins"])
-    prompts = result["prompts"]
-    gains = ", ".join(f"{p['prompt_tokens']}: {p['pruned']['metric']['kl'] - p['overfill']['metric']['kl']:.2f}"
-                      for p in prompts)
     return f"""# Quality
 
 What width pruning costs and what OverFill wins back, without any training. Everything below is written by
 `scripts/quality` from answers of `overfill eval`, which runs the pools, pages and kernels of serving.
 
-Model: {result['model']}. Twins: q8_0, calibrated on `t0.train`. {result['date']}. Made in: {makes}.
+Model: {result['model']}. Twins: q8_0, calibrated on {result['calibration_tokens']:,} tokens of `t0.train`. {result['date']}. Made in: {makes}.
 
 ## Systems
 
@@ -309,12 +306,20 @@ OverFill minus the twin alone (NLL and KL: less is better; BoolQ with the decode
 ![KL against decoder size](quality-size.svg)
 
 ![KL by output position](quality-position.svg)
+{prompt_section(result.get("prompts", []), result["twins"][0]["shape"])}{calibration_section(result.get("calibrations", []))}"""
 
+
+def prompt_section(prompts: list, shape: list) -> str:
+    if not prompts:
+        return ""
+    gains = ", ".join(f"{p['prompt_tokens']}: {p['pruned']['metric']['kl'] - p['overfill']['metric']['kl']:.2f}"
+                      for p in prompts)
+    return f"""
 ![KL by prompt length](quality-prompt.svg)
 
-KL won by OverFill over the twin alone ({'/'.join(map(str, result['twins'][0]['shape']))} reconstruct, {prompts[0]['overfill']['n']} documents,
+KL won by OverFill over the twin alone ({shape[0]}/{shape[1]} reconstruct, {prompts[0]['overfill']['n']} documents,
 {prompts[0]['overfill']['score_tokens']} tokens scored), by prompt tokens: {gains}.
-{calibration_section(result.get("calibrations", []))}"""
+"""
 
 
 def calibration_section(calibrations: list) -> str:
@@ -343,8 +348,9 @@ def calibration_section(calibrations: list) -> str:
 
 
 def write(result: dict, folder: pathlib.Path) -> None:
-    charts = {"quality-size": size_chart(result["rows"]), "quality-position": position_chart(result["rows"]),
-              "quality-prompt": prompt_chart(result["prompts"])}
+    charts = {"quality-size": size_chart(result["rows"]), "quality-position": position_chart(result["rows"])}
+    if result.get("prompts"):
+        charts["quality-prompt"] = prompt_chart(result["prompts"])
     reasons = set()
     for name, chart in charts.items():
         path = folder / f"{name}.svg"

@@ -299,8 +299,9 @@ static int pack_head(struct model *model, const struct tensor *t, struct row_sou
 }
 
 /* What is packed is not held twice. */
-static void forget_layer(const struct layer_tensors *t)
+void model_forget_layer(const struct layer_tensors *tensors)
 {
+    const struct layer_tensors *t = tensors;
     const struct tensor *const packed[] = {t->q, t->k, t->v, t->o, t->gate, t->up, t->down};
     for (size_t i = 0; i < sizeof(packed) / sizeof(packed[0]); i++)
         mapped_file_forget(packed[i]->data, packed[i]->bytes);
@@ -317,7 +318,7 @@ static int open_layers(struct model *model, struct row_source *rows,
             o->progress(o->progress_user, (double)l / (n + 1));
         layer_tensors_find(model->file, l, &tensors);
         rc = pack_layer(model, l, &tensors, rows, err);
-        forget_layer(&tensors);
+        model_forget_layer(&tensors);
     }
     return rc;
 }

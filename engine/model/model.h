@@ -124,6 +124,8 @@ void layer_tensors_find(const struct model_file *file, uint32_t layer,
  * Norms come first and once: without one, its weights are 1. */
 int model_pack_layer(struct model *model, uint32_t layer, const struct layer_tensors *tensors,
                      struct error *err);
+/* The pages of the layer's matrices may leave memory: a file's tensors, packed or done with. */
+void model_forget_layer(const struct layer_tensors *tensors);
 /* Frees everything that was packed so far. */
 void model_drop_layers(struct model *model);
 

@@ -83,9 +83,8 @@ static int check_header(const struct mapped_file *map, const struct packed_cache
     if (memcmp(&h, &expected, sizeof(h)) != 0)
         return error_set(err, ERROR_FORMAT, "made of another model file or for other kernels");
     if (h.bytes != map->bytes - HEADER_BYTES)
-        return error_set(err, ERROR_FORMAT,
-                         "%" PRIu64 " bytes of weights expected, %zu found", h.bytes,
-                         map->bytes - HEADER_BYTES);
+        return error_set(err, ERROR_FORMAT, "%" PRIu64 " bytes of weights expected, %zu found",
+                         h.bytes, map->bytes - HEADER_BYTES);
     *ret_header = h;
     return 0;
 }
@@ -125,8 +124,8 @@ int packed_cache_open(const char *dir, const struct packed_cache_key *key,
         mapped_file_close(&map);
         return error_prefix(err, "%s", path.data ? path.data : dir);
     }
-    *ret_arena = (struct weight_arena){
-        .map = map, .given = map.data + HEADER_BYTES, .size = header.bytes};
+    *ret_arena =
+        (struct weight_arena){.map = map, .given = map.data + HEADER_BYTES, .size = header.bytes};
     return 0;
 }
 

@@ -132,7 +132,9 @@ int full_model_load(struct full_model *full, uint32_t layer, struct error *err)
     struct layer_tensors tensors;
     model_drop_layers(full->model);
     layer_tensors_find(full->file, layer, &tensors);
-    return model_pack_layer(full->model, layer, &tensors, err);
+    int rc = model_pack_layer(full->model, layer, &tensors, err);
+    model_forget_layer(&tensors);
+    return rc;
 }
 
 void full_model_close(struct full_model *full)

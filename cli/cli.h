@@ -28,6 +28,7 @@ int cli_prune(int argc, char **argv);
 int cli_eval(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_inspect(int argc, char **argv);
+int cli_tokenize(int argc, char **argv);
 
 /* One option of a subcommand that is not a setting. Accepted as `--name VALUE` and `--name=VALUE`.
  */

@@ -23,6 +23,9 @@ static const struct {
 #ifdef OVERFILL_HAVE_INSPECT
     {"inspect", cli_inspect, "show what a model file holds"},
 #endif
+#ifdef OVERFILL_HAVE_TOKENIZE
+    {"tokenize", cli_tokenize, "turn texts and chats into token ids, for training"},
+#endif
 };
 
 #define N_COMMANDS (sizeof(COMMANDS) / sizeof(COMMANDS[0]))

@@ -12,28 +12,17 @@ const char *prune_method_name(enum prune_method method)
     return method == PRUNE_MINITRON ? "minitron" : "reconstruct";
 }
 
-/* A model without a known template still learns from plain text. */
-static int find_template(const struct prune_options *options, const struct vocab *vocab,
-                         struct sample_text *how, struct error *err)
-{
-    struct error unknown;
-    if (options->chat_template)
-        return chat_template_find(options->chat_template, NULL, &how->chat_template, err);
-    if (chat_template_find(NULL, vocab->chat_template, &how->chat_template, &unknown))
-        how->chat_template = NULL;
-    return 0;
-}
-
 static int read_calibration(const struct prune_options *options, const struct model_file *file,
                             struct sample_set *ret_samples, struct error *err)
 {
     struct tokenizer *tokenizer = NULL;
-    struct sample_text how = {0};
+    struct corpus_text how = {0};
     size_t n_tokens = options->n_tokens ? options->n_tokens : PRUNE_TOKENS;
     if (!options->n_calibration)
         return error_set(err, ERROR_INVALID,
                          "calibration: expected a text or JSONL file, since channels are cut");
-    int rc = find_template(options, model_file_vocab(file), &how, err);
+    int rc = corpus_find_template(options->chat_template, model_file_vocab(file),
+                                  &how.chat_template, err);
     if (rc == 0)
         rc = tokenizer_open(model_file_vocab(file), &tokenizer, err);
     how.tokenizer = tokenizer;

@@ -1,19 +1,14 @@
-/* Calibration: which texts, cut into samples of at most SAMPLE_TOKENS tokens. A text file is cut
- * up as it comes; of a JSONL file each row (`messages`, `prompt` and `completion`, or `text`) is a
- * document of its own, and documents that share their longest line count once. Messages go through
- * the chat template, and the last one is the answer. Either kind may be gzipped. Internal to
- * engine/prune. */
+/* Calibration: which documents (corpus.h), cut into samples of at most SAMPLE_TOKENS tokens. A text
+ * is cut up as it comes; a row gives one sample. Internal to engine/prune. */
 #ifndef OVERFILL_ENGINE_PRUNE_SAMPLES_H
 #define OVERFILL_ENGINE_PRUNE_SAMPLES_H
 
-#include "engine/base/error.h"
-#include "engine/tokenizer/chat_template.h"
-#include "engine/tokenizer/tokenizer.h"
+#include "engine/prune/corpus.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-#define SAMPLE_TOKENS 512
+#define SAMPLE_TOKENS CORPUS_LONG_TOKENS
 
 /* Tokens [begin, begin + n) of the set. The first n_prompt (whole KV pages) are read by the full
  * model only, as a prompt is; the rest is what a twin reads on the full model's KV. */
@@ -34,15 +29,9 @@ struct sample_set {
     uint64_t hash; /* FNV-1a 64 of the tokens and where they are cut */
 };
 
-/* How text becomes tokens. */
-struct sample_text {
-    const struct tokenizer *tokenizer;
-    const struct chat_template *chat_template; /* NULL: rows of messages are refused */
-};
-
 /* The files one after another, n_tokens at most, and of each its share of what is left. Of every so
  * many samples one is held back if `hold`. */
-int samples_read(const char *const *paths, size_t n_paths, const struct sample_text *how,
+int samples_read(const char *const *paths, size_t n_paths, const struct corpus_text *how,
                  size_t n_tokens, bool hold, struct sample_set *ret_set, struct error *err);
 void samples_free(struct sample_set *set);
 

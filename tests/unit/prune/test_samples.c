@@ -73,7 +73,7 @@ static char *words(size_t n, unsigned seed)
 static int read_set(const struct rig *r, size_t n_tokens, struct sample_set *set, struct error *err)
 {
     const char *path = r->path;
-    struct sample_text how = {.tokenizer = r->tokenizer};
+    struct corpus_text how = {.tokenizer = r->tokenizer};
     return samples_read(&path, 1, &how, n_tokens, true, set, err);
 }
 
@@ -143,7 +143,7 @@ static void chats_are_rendered(void **state)
     char *question = words(120, 4);
     char *answer = words(150, 5);
     char *json = malloc(8000);
-    struct sample_text how = {.tokenizer = r->tokenizer};
+    struct corpus_text how = {.tokenizer = r->tokenizer};
     snprintf(json, 8000,
              "{\"messages\":[{\"role\":\"user\",\"content\":\"%s\"},"
              "{\"role\":\"assistant\",\"content\":\"%s\"}]}\n"

@@ -1,0 +1,214 @@
+"""What a user of scripts/heal would notice: right losses and gradients, exact resume, files that are what
+was trained, and a twin that writes better than before."""
+import json
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from gguf import GGUFReader, GGMLQuantizationType
+from gguf.quants import dequantize
+
+import data
+import files
+import grid
+import heal
+import model as llama
+from conftest import HIDDEN, KV_HEADS, PROGRAM, ROOT, SHARED, overfill, write_model
+from loss import vocabulary_loss
+
+
+def trainer(full, twin, recipe, **changes):
+    options = heal.read_recipe(recipe(**changes), {})
+    return heal.Trainer(files.Model(full), files.Model(twin), options, torch.device("cpu"), torch.float32)
+
+
+def some_batch(seed=3):
+    chance = numpy.random.default_rng(seed)
+    ids = [chance.integers(0, 96, n).tolist() for n in (30, 22)]
+    return data.pad([data.Row(ids[0], 12), data.Row(ids[1], 5)])
+
+
+def plain_logits(shape, w, ids, kv_prompt, start):
+    """One token after the other, one head after the other; kv_prompt[i]: keys and values of layer i in
+    front of position start, or None."""
+    cache = [([], []) if kv_prompt is None else (list(kv_prompt[i][0]), list(kv_prompt[i][1]))
+             for i in range(shape.layers)]
+    norm = lambda x, g: x / torch.sqrt((x * x).mean() + shape.eps) * g
+    half = shape.head_dim // 2
+    out = []
+
+    def turned(x, position):
+        y = []
+        for head in x.view(-1, shape.head_dim):
+            parts = []
+            for j in range(half):
+                angle = position * shape.rope_base ** (-2 * j / shape.head_dim)
+                c, s = numpy.cos(angle), numpy.sin(angle)
+                parts += [head[2 * j] * c - head[2 * j + 1] * s, head[2 * j] * s + head[2 * j + 1] * c]
+            y.append(torch.stack(parts))
+        return torch.stack(y)
+
+    for offset, token in enumerate(ids):
+        position = start + offset
+        x = w["token_embd.weight"][token]
+        for i in range(shape.layers):
+            name = lambda part: w[f"blk.{i}.{part}.weight"]
+            h = norm(x, name("attn_norm"))
+            q = turned(name("attn_q") @ h, position)
+            cache[i][0].append(turned(name("attn_k") @ h, position))
+            cache[i][1].append((name("attn_v") @ h).view(-1, shape.head_dim))
+            heads = []
+            for j in range(shape.heads):
+                g = j // (shape.heads // shape.kv_heads)
+                keys = torch.stack([k[g] for k in cache[i][0]])
+                values = torch.stack([v[g] for v in cache[i][1]])
+                heads.append(torch.softmax(keys @ q[j] / shape.head_dim ** 0.5, 0) @ values)
+            x = x + name("attn_output") @ torch.cat(heads)
+            h = norm(x, name("ffn_norm"))
+            gate = name("ffn_gate") @ h
+            x = x + name("ffn_down") @ (gate / (1 + torch.exp(-gate)) * (name("ffn_up") @ h))
+        out.append(llama.head(w) @ norm(x, w["output_norm.weight"]))
+    return torch.stack(out), cache
+
+
+@pytest.mark.parametrize("condition", ["overfill", "alone"])
+def test_loss_and_gradient_are_those_of_a_plain_computation(tmp_path, recipe, condition):
+    full = write_model(tmp_path / "full.gguf", 1)
+    twin = write_model(tmp_path / "twin.gguf", 2, hidden=32, mlp=64, is_tied=False)
+    t = trainer(full, twin, recipe, type="f32", head_type="f32", condition=condition)
+    t.twin.see()
+    batch = some_batch()
+    loss, _ = t.run(batch, "kl")
+    loss.backward()
+    plain = {n: w.detach().clone().requires_grad_() for n, w in t.twin.latent.items()}
+    expected = 0
+    for ids, start, count in zip(batch.tokens, batch.starts.tolist(), batch.counts.tolist()):
+        ids = ids[:count].tolist()
+        with torch.no_grad():
+            theirs, _ = plain_logits(t.full_shape, t.full, ids[:-1], None, 0)
+            _, prompt = plain_logits(t.full_shape, t.full, ids[:start], None, 0)
+        begin = 0 if condition == "alone" else start
+        mine, _ = plain_logits(t.twin.shape, plain, ids[begin:-1], None if begin == 0 else prompt, begin)
+        expected = expected + torch.nn.functional.kl_div(
+            torch.log_softmax(mine[start - begin:], 1), torch.log_softmax(theirs[start:], 1),
+            reduction="sum", log_target=True)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for name, w in plain.items():
+        torch.testing.assert_close(t.twin.seen[name].grad, w.grad, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_cross_entropy_is_torchs(recipe):
+    states, weight = (torch.randn(n, 16, requires_grad=True) for n in (300, 50))
+    following = torch.randint(0, 50, (300,))
+    loss, _ = vocabulary_loss(states, weight, torch.randn(300, 8), torch.randn(50, 8), following, "ce")
+    loss.backward()
+    mine = states.grad.clone(), weight.grad.clone()
+    states.grad = weight.grad = None
+    expected = torch.nn.functional.cross_entropy(states @ weight.T, following, reduction="sum")
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    torch.testing.assert_close(mine, (states.grad, weight.grad), rtol=1e-3, atol=1e-4)
+
+
+def test_the_model_itself_as_twin_has_nothing_to_learn(tmp_path, recipe):
+    full = write_model(tmp_path / "full.gguf", 1)
+    t = trainer(full, full, recipe, type="f32", head_type="f32")
+    t.twin.see()
+    batch = some_batch()
+    _, sums = t.run(batch, "kl")
+    assert sums[0].item() == pytest.approx(0, abs=1e-4)
+    assert sums[1].item() == batch.n_targets
+
+
+@pytest.mark.parametrize("name", grid.GRIDS)
+def test_the_file_holds_the_values_that_were_trained(name):
+    torch.manual_seed(1)
+    weight = torch.randn(8, 96) * 0.1
+    g = grid.Grid(name, weight)
+    g.log += torch.randn_like(g.log) * 0.05
+    read = dequantize(g.encode(weight), GGMLQuantizationType[name.upper()])
+    torch.testing.assert_close(torch.from_numpy(numpy.array(read)), g.values(weight), rtol=1e-6, atol=1e-7)
+    assert (g.values(weight) - weight).square().mean() < 0.02 * weight.square().mean()
+
+
+def run(tmp_path, recipe_path, documents, out, *more):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/heal/heal.py"), "--full", str(tmp_path / "full.gguf"), "--twin",
+         str(tmp_path / "twin.gguf"), "--data", documents, "--recipe", recipe_path, "--out",
+         str(tmp_path / out), "--threads", "1", *more], capture_output=True, text=True)
+    return done
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, recipe, documents):
+    write_model(tmp_path / "full.gguf", 1)
+    write_model(tmp_path / "twin.gguf", 2, hidden=32)
+    r = recipe()
+    assert run(tmp_path, r, documents, "whole.gguf").returncode == 0
+    assert run(tmp_path, r, documents, "parts.gguf", "--stop-after", "2").returncode == 0
+    assert run(tmp_path, r, documents, "parts.gguf").returncode == 0
+    a, b = (GGUFReader(tmp_path / n) for n in ("whole.gguf", "parts.gguf"))
+    assert [t.name for t in a.tensors] == [t.name for t in b.tensors]
+    for x, y in zip(a.tensors, b.tensors):
+        assert numpy.array_equal(x.data, y.data), x.name
+    steps = [json.loads(line)["step"] for line in open(tmp_path / "parts.gguf.curve.jsonl")
+             if "held" not in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_models_that_are_no_pair_are_refused_by_name(tmp_path, recipe, documents):
+    write_model(tmp_path / "full.gguf", 1)
+    write_model(tmp_path / "twin.gguf", 2)
+    r = files.Model(str(tmp_path / "twin.gguf"))
+    r.shape.kv_heads = KV_HEADS * 2
+    with pytest.raises(ValueError, match="kv_heads is 4"):
+        files.check_pair(files.Model(str(tmp_path / "full.gguf")), r)
+    done = run(tmp_path, recipe(type="q9_0"), documents, "x.gguf")
+    assert done.returncode == 1 and "type: q9_0" in done.stderr
+
+
+def stories(tmp_path):
+    source = SHARED / "models"
+    if not (source / "stories260K.bin").exists():
+        pytest.skip(f"{source}: no stories260K.bin")
+    if not PROGRAM.exists():
+        pytest.skip(f"{PROGRAM} is not built")
+    full = tmp_path / "full.gguf"
+    subprocess.run([sys.executable, str(ROOT / "tests/llama_server/stories.py"),
+                    str(source / "stories260K.bin"), str(source / "tok512.bin"), str(full)], check=True)
+    texts = tmp_path / "texts.jsonl"
+    begins = ["Once upon a time", "One day", "Lily", "Tom", "There was", "The dog", "Ben and Mia", "A girl"]
+    with open(texts, "w", encoding="utf-8") as out:
+        for seed in range(10):
+            for begin in begins:
+                text = overfill("generate", "--model", full, "--seed", seed, "--temperature", 1,
+                                "--max-tokens", 200, "--raw", begin)
+                out.write(json.dumps({"text": begin + text}) + "\n")
+    return full, texts
+
+
+def test_a_healed_twin_writes_better(tmp_path, recipe):
+    full, texts = stories(tmp_path)
+    overfill("prune", "--model", full, "--method", "minitron", "--hidden", 32, "--mlp", 96, "--type", "f32",
+             "--calibration", texts, "--out", tmp_path / "twin.gguf")
+    lines = texts.read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[8:]))
+    (tmp_path / "held.jsonl").write_text("".join(lines[:8]))
+    tokens = tmp_path / "tokens.jsonl"
+    tokens.write_text(overfill("tokenize", "--model", full, "--data", tmp_path / "train.jsonl"))
+    options = {"steps": 120, "rate": 3e-3, "type": "q8_0", "head_type": "q8_0", "data": {
+        "min_tokens": 100, "max_tokens": 160, "batch_tokens": 1600, "min_prompt": 16, "max_prompt": 48,
+        "min_answer": 16}}
+    done = run(tmp_path, recipe(**options), str(tokens), "healed.gguf")
+    assert done.returncode == 0, done.stderr
+
+    def kl(twin):
+        return json.loads(overfill(
+            "eval", "--model", full, "--pruned", tmp_path / twin, "--system", "overfill", "--task", "nll",
+            "--data", tmp_path / "held.jsonl", "--prompt-tokens", 32, "--score-tokens", 64, "--json"))[
+                "metric"]["kl"]
+
+    before, after = kl("twin.gguf"), kl("healed.gguf")
+    assert after < 0.6 * before, (before, after)

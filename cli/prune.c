@@ -45,8 +45,8 @@ int cli_prune(int argc, char **argv)
     uint32_t n_tokens = 0;
     const struct cli_option options[] = {
         {"model", CLI_STRING, &prune.model_path, "FILE",
-         "the full model, a GGUF file; for minitron, and to make a GGUF file of it, also a Hugging "
-         "Face folder"},
+         "the full model: a GGUF file or a Hugging Face folder; without widths a folder becomes a "
+         "GGUF file"},
         {"out", CLI_STRING, &prune.out_path, "FILE", "where the twin goes"},
         {"method", CLI_STRING, &method, "NAME",
          "reconstruct: solve for the twin's matrices; minitron: cut out the channels with the "

@@ -5,7 +5,9 @@
 #include "engine/base/system.h"
 #include "engine/prune/prune_internal.h"
 
+#include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 const char *prune_method_name(enum prune_method method)
 {
@@ -93,6 +95,50 @@ static int run_reconstruct(const struct prune_options *options, const struct mod
     return rc;
 }
 
+/* All of a folder's model, as a GGUF file. */
+static int copy_folder(const struct model_file *folder, const char *path, struct error *err)
+{
+    const struct prune_options copy = {
+        .method = PRUNE_MINITRON,
+        .out_path = path,
+        .type = PRUNE_TYPE_KEEP,
+        .head_type = PRUNE_TYPE_KEEP,
+    };
+    const struct model_params *p = model_file_params(folder);
+    struct kept all = {0};
+    int rc = room_check_disk(&copy, folder, p->hidden, p->mlp, err);
+    if (rc == 0)
+        rc = kept_first(p->n_layers, p->hidden, p->mlp, &all, err);
+    if (rc == 0)
+        rc = slice_write(&copy, folder, &all, 0, err);
+    kept_free(&all);
+    return rc;
+}
+
+/* The twin's names, types and orders of rows are GGUF's, so a folder becomes such a file first,
+ * which is gone when the twin is made. */
+static int run_reconstruct_of_folder(const struct prune_options *options,
+                                     const struct model_file *folder, struct prune_report *report,
+                                     struct error *err)
+{
+    struct model_file *file;
+    char path[4096];
+    int n = snprintf(path, sizeof(path), "%s.model", options->out_path);
+    if (n < 0 || (size_t)n >= sizeof(path))
+        return error_set(err, ERROR_INVALID, "out: a path of at most %zu bytes is expected",
+                         sizeof(path) - 8);
+    int rc = copy_folder(folder, path, err);
+    if (rc)
+        return rc;
+    rc = model_file_open(path, &file, err);
+    if (rc == 0) {
+        rc = run_reconstruct(options, file, report, err);
+        model_file_close(file);
+    }
+    unlink(path);
+    return rc;
+}
+
 static int check_options(const struct prune_options *options, struct error *err)
 {
     bool has_widths = options->hidden != 0 || options->mlp != 0;
@@ -127,10 +173,7 @@ static int prune_file(const struct prune_options *options, const struct model_fi
     if (options->method == PRUNE_MINITRON || is_copy)
         return run_minitron(options, file, report, err);
     if (!model_file_gguf(file))
-        return error_set(err, ERROR_UNSUPPORTED,
-                         "%s: method reconstruct starts from a GGUF file, this is a folder; a "
-                         "prune without widths makes a GGUF file of it",
-                         options->model_path);
+        return run_reconstruct_of_folder(options, file, report, err);
     return run_reconstruct(options, file, report, err);
 }
 

@@ -24,7 +24,8 @@ const char *prune_method_name(enum prune_method method);
 
 struct prune_options {
     enum prune_method method;
-    const char *model_path; /* a GGUF file; to be sliced or copied also a Hugging Face folder */
+    const char *model_path; /* a GGUF file or a Hugging Face folder, of which reconstruct makes the
+                               file out_path.model while it works */
     const char *out_path;
     /* Text files, or JSONL with `messages`, `prompt` or `text`; may be .gz. They share the tokens.
      */

@@ -48,10 +48,13 @@ def test_identity_twin_changes_no_figure(program, model, data):
         assert (result["metric"]["kl"], result["metric"]["agree"]) == (0, 1)
         assert rows_of(result) == rows_of(nll[0])
     assert 1 < nll[0]["metric"]["nll"] < 6
-    choices = [evaluate(program, model, model, system, "choices", data / "eval/arc_easy.jsonl",
-                        "--limit", 6) for system in ("full", "pruned", "overfill")]
-    assert choices[0]["n"] == 6
-    assert rows_of(choices[0]) == rows_of(choices[1]) == rows_of(choices[2])
+    for task, file, limit, *options in (
+            ("choices", "eval/arc_easy.jsonl", 6), ("lambada", "eval/lambada_openai.jsonl", 6),
+            ("generate", "train/t0.valid.jsonl", 3, "--score-tokens", 12)):
+        results = [evaluate(program, model, model, system, task, data / file, "--limit", limit, *options)
+                   for system in ("full", "pruned", "overfill")]
+        assert results[0]["n"] == limit
+        assert rows_of(results[0]) == rows_of(results[1]) == rows_of(results[2])
 
 
 def test_noise_twin_scores_as_chance(program, model, noise, data):
@@ -60,6 +63,12 @@ def test_noise_twin_scores_as_chance(program, model, noise, data):
     assert 0.125 <= arc["metric"]["acc"] <= 0.4
     words = evaluate(program, model, noise, "pruned", "lambada", data / "eval/lambada_openai.jsonl", "--limit", 12)
     assert words["metric"]["acc"] == 0
+    nll = evaluate(program, model, noise, "pruned", "nll", data / "train/t0.valid.jsonl", "--limit", 2,
+                   "--prompt-tokens", 24, "--score-tokens", 24)
+    assert nll["metric"]["agree"] <= 0.05 and nll["metric"]["nll"] > 9 and nll["metric"]["kl"] > 5
+    answers = evaluate(program, model, noise, "pruned", "generate", data / "train/t0.valid.jsonl", "--limit", 4,
+                       "--score-tokens", 12)
+    assert answers["metric"]["exact_match"] == 0 and answers["metric"]["f1"] <= 0.05
     assert words["metric"]["perplexity"] > 1e4
     # With OverFill the word's first token is the full model's, so one-token words survive, and only these.
     both = evaluate(program, model, noise, "overfill", "lambada", data / "eval/lambada_openai.jsonl", "--limit", 12)

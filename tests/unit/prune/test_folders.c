@@ -372,6 +372,68 @@ static void exact_widths_are_not_rounded(void **state)
     expect_widths(64, 32);
 }
 
+static char *read_whole(const char *path, size_t *ret_n)
+{
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *ret_n = (size_t)ftell(f);
+    rewind(f);
+    char *data = malloc(*ret_n);
+    assert_int_equal(fread(data, 1, *ret_n, f), *ret_n);
+    fclose(f);
+    return data;
+}
+
+/* The twin solved for from a folder and from its GGUF file are the same bytes; nothing else is left
+ * behind, also where it cannot be made. */
+static void a_twin_is_solved_for_from_a_folder(void **state)
+{
+    char text[8192] = "", copy[64], rest[64];
+    const char *calibration = keep_path;
+    uint32_t seed = 5;
+    for (size_t i = 0; i < sizeof(text) - 1; i++) {
+        seed = seed * 1664525 + 1013904223;
+        text[i] = "etaoins h\nrdlu"[(seed >> 16) % 14];
+    }
+    put_keep(text);
+    snprintf(copy, sizeof(copy), "%s.copy", gguf_path);
+    snprintf(rest, sizeof(rest), "%s.model", gguf_path);
+    for (size_t i = 0; i < 2; i++) {
+        struct prune_report report;
+        struct error err;
+        size_t n, n_other;
+        const char *folder = i ? TINY "qwen2" : TINY "llama3-tied";
+        struct prune_options o = {.model_path = folder,
+                                  .out_path = copy,
+                                  .type = PRUNE_TYPE_KEEP,
+                                  .head_type = PRUNE_TYPE_KEEP};
+        if (prune_run(&o, &report, &err))
+            fail_msg("%s", err.message);
+        prune_report_free(&report);
+        o.hidden = o.mlp = 32;
+        o.calibration = &calibration;
+        o.n_calibration = 1;
+        prune_to_gguf(&o);
+        expect_widths(32, 32);
+        char *twin = read_whole(gguf_path, &n);
+        assert_int_equal(access(rest, F_OK), -1);
+        o.model_path = copy;
+        prune_to_gguf(&o);
+        char *other = read_whole(gguf_path, &n_other);
+        assert_int_equal(n, n_other);
+        assert_memory_equal(twin, other, n);
+        free(twin);
+        free(other);
+        o.model_path = folder;
+        o.out_path = gguf_path;
+        o.n_tokens = 40;
+        assert_int_equal(prune_run(&o, &report, &err), -ERROR_INVALID);
+        assert_int_equal(access(rest, F_OK), -1);
+    }
+    assert_int_equal(unlink(copy), 0);
+}
+
 /* /proc is a file system that has no room. */
 static void a_twin_that_does_not_fit_the_disk_is_refused_with_its_bytes(void **state)
 {
@@ -414,6 +476,7 @@ int main(void)
         cmocka_unit_test(a_list_of_channels_is_cut_out_in_ascending_order),
         cmocka_unit_test(a_bad_list_is_refused_by_name),
         cmocka_unit_test(exact_widths_are_not_rounded),
+        cmocka_unit_test(a_twin_is_solved_for_from_a_folder),
         cmocka_unit_test(a_twin_that_does_not_fit_the_disk_is_refused_with_its_bytes),
         cmocka_unit_test(a_calibration_that_does_not_fit_memory_is_refused_with_what_would),
     };

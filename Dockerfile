@@ -18,7 +18,7 @@ COPY --from=build /src/build/cli/overfill /usr/local/bin/overfill
 COPY --from=build /src/models/*.gguf /models/
 USER overfill
 ENV OVERFILL_MODEL=/models/SmolLM2-135M-Instruct.Q4_1.gguf \
-    OVERFILL_PRUNED=/models/smollm2-135m-twin.gguf \
+    OVERFILL_PRUNED=/models/smollm2-135m-overfill.gguf \
     OVERFILL_HOST=0.0.0.0 \
     OVERFILL_ALLOW_OPEN=yes \
     OVERFILL_PORT=8080

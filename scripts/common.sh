@@ -6,7 +6,7 @@ cd "$root" || exit 1
 {
     program=build/cli/overfill
     model=models/SmolLM2-135M-Instruct.Q4_1.gguf
-    twin=models/smollm2-135m-twin.gguf
+    twin=models/smollm2-135m-overfill.gguf
     python=.venv/bin/python
 }
 

@@ -228,7 +228,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--program", default=str(ROOT / "build/cli/overfill"))
     parser.add_argument("--model", default=str(ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    parser.add_argument("--twin", default=str(ROOT / "models/smollm2-135m-twin.gguf"))
+    parser.add_argument("--twin", default=str(ROOT / "models/smollm2-135m-overfill.gguf"))
     parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("what", nargs="*", default=["throughput", "idle", "slow", "share"])

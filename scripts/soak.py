@@ -25,7 +25,7 @@ class Server:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        twin = ROOT / "models/smollm2-135m-twin.gguf"
+        twin = ROOT / "models/smollm2-135m-overfill.gguf"
         pruned = ["--pruned", str(twin)] if twin.exists() else []
         # A small cache is full within the first minute.
         self.process = subprocess.Popen(

@@ -16,7 +16,7 @@
 #define DECODE_PROMPT_TOKENS 31 /* less than a KV page: the answers share none */
 #define MAX_RUNS 99
 
-/* Activations have 16 bits: a product with them is two of int8, or one of int16. */
+/* Activations have 12 bits: a product with them is two of int8, or one of int16. */
 #define DIGITS 2
 
 /* Answers of one request, decoded at once. */
@@ -392,7 +392,7 @@ static void print_text(const struct call *call, const struct report *report)
         printf("  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
                (double)p->l3_bytes / (1 << 20));
     printf("  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
-    printf("engine: activations of 16 bits, a product with them counts as two of int8\n");
+    printf("engine: activations of 12 bits, a product with them counts as two of int8\n");
     print_result("prefill 512, full", &report->prefill);
     for (size_t i = 0; i < report->n_decode; i++) {
         char stage[48];

@@ -135,7 +135,7 @@ twin is 320 wide with 832 MLP channels, Q4_1. llama.cpp runs the full model in t
 {waits(result)}
 
 The share is of the limit that binds: the time that integer and float products take at the peaks below, or that
-the weights and keys take to be read, whichever is longer. Our activations have 16 bits, and their products count as two of int8.
+the weights and keys take to be read, whichever is longer. Our activations have 12 bits, and their products count as two of int8.
 
 {peaks(pairs)}
 

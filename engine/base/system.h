@@ -16,6 +16,10 @@ size_t system_memory_bytes(void);
 bool system_disk_free(const char *path, size_t *ret_bytes);
 /* Monotonic clock. */
 uint64_t system_now_ns(void);
+/* The CPU has AMX tiles of int8, and the kernel lets this process use them: without its leave the
+ * first instruction on a tile ends the process. The leave is asked for here, for all threads; it is
+ * refused where a signal stack is too small to save the tiles. */
+bool system_allows_amx(void);
 /* Peak resident memory of this process so far in bytes. */
 size_t system_peak_rss_bytes(void);
 

@@ -3,6 +3,8 @@
  * neither drops nor moves what a round computes. See loops.h. */
 #include "engine/bench/loops.h"
 
+#include "engine/base/system.h"
+
 #include <stdint.h>
 
 #if defined(__x86_64__)
@@ -254,6 +256,63 @@ TARGET_BF16 static void bf16_avx512(size_t n_rounds)
         __asm__ volatile("" : : "v"(sum[j]));
 }
 
+#if defined(HAVE_AMX)
+#define TARGET_AMX __attribute__((target("amx-tile,amx-int8,amx-bf16")))
+#define N_SUMS_AMX 4
+/* Products of full tiles: 16 x 16 sums, 64 bytes of each row and of each column. */
+#define AMX_OPS(elements) (2.0 * 16 * 16 * (elements)*N_SUMS_AMX)
+
+static bool has_amx_bf16(void)
+{
+    unsigned a;
+    unsigned b;
+    unsigned c;
+    unsigned d;
+    return system_allows_amx() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+
+/* All eight tiles full, of zeros: sums 0..3, operands 4..7. */
+TARGET_AMX static void open_tiles(void)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t n_rows[16];
+    } shapes = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shapes.row_bytes[i] = 64;
+        shapes.n_rows[i] = 16;
+    }
+    /* gcc believes that only the first bytes are read */
+    __asm__ volatile("" : : "r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+}
+
+TARGET_AMX static void int8_amx(size_t n_rounds)
+{
+    open_tiles();
+    for (size_t i = 0; i < n_rounds; i++) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_release();
+}
+
+TARGET_AMX static void bf16_amx(size_t n_rounds)
+{
+    open_tiles();
+    for (size_t i = 0; i < n_rounds; i++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+}
+#endif
+
 TARGET_AVX2 static void read_avx2(const void *p, size_t bytes)
 {
     const __m256i *v = p;
@@ -302,6 +361,10 @@ const struct loop LOOPS[] = {
     {LOOP_FP32, "vfmadd ymm", has_avx2, fp32_avx2, 2.0 * 8 * N_SUMS},
     {LOOP_FP32, "vfmadd zmm", has_avx512, fp32_avx512, 2.0 * 16 * N_SUMS},
     {LOOP_BF16, "vdpbf16ps zmm", has_bf16, bf16_avx512, 2.0 * 32 * N_SUMS},
+#if defined(HAVE_AMX)
+    {LOOP_INT8, "tdpbssd", system_allows_amx, int8_amx, AMX_OPS(64)},
+    {LOOP_BF16, "tdpbf16ps", has_amx_bf16, bf16_amx, AMX_OPS(32)},
+#endif
 #endif
 };
 const size_t N_LOOPS = sizeof(LOOPS) / sizeof(LOOPS[0]);

@@ -151,13 +151,26 @@ INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t
             finish(m, row + (size_t)r, t, h, acc[r][h]);
 }
 
+static void quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+{
+    x86_quantize(x, n, q, scale, sum, false);
+}
+
+static void attend(const struct attend_page *a)
+{
+    if (a->is_half)
+        x86_attend_all(a, true);
+    else
+        x86_attend_all(a, false);
+}
+
 X86_DEFINE_MATMUL(matmul_q8, KERNEL_Q8, MAX_ROWS)
 X86_DEFINE_MATMUL(matmul_q4, KERNEL_Q4, MAX_ROWS)
 X86_DEFINE_MATMUL(matmul_q4_min, KERNEL_Q4_MIN, MAX_ROWS)
 
 #if defined(KERNELS_WITH_VNNI)
-const struct kernels KERNELS_AVXVNNI = X86_TABLE("avxvnni");
+const struct kernels KERNELS_AVXVNNI = X86_TABLE("avxvnni", matmul_q8, matmul_q4, matmul_q4_min);
 #else
-const struct kernels KERNELS_AVX2 = X86_TABLE("avx2");
+const struct kernels KERNELS_AVX2 = X86_TABLE("avx2", matmul_q8, matmul_q4, matmul_q4_min);
 #endif
 #endif

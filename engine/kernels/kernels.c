@@ -1,6 +1,8 @@
 /* Which kernels this CPU gets, and the tile sizes. See kernels.h. */
 #include "engine/kernels/kernels.h"
 
+#include "engine/base/system.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -45,8 +47,13 @@ size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST])
             ret_tables[n++] = &KERNELS_AVXVNNI;
 #endif
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
             ret_tables[n++] = &KERNELS_AVX512;
+#if defined(HAVE_AMX)
+            if (system_allows_amx())
+                ret_tables[n++] = &KERNELS_AMX;
+#endif
+        }
     }
 #endif
     return n;
@@ -69,7 +76,7 @@ int kernels_select(const char *name, const struct kernels **ret_kernels, struct 
     }
     return error_set(err, ERROR_INVALID,
                      "kernels \"%s\": this CPU runs %s; expected one of scalar, avx2, avxvnni, "
-                     "avx512 up to that",
+                     "avx512, amx up to that",
                      name, tables[n - 1]->name);
 }
 

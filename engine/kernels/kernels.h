@@ -44,18 +44,22 @@ static inline size_t kernel_block_bytes(enum kernel_layout layout)
 
 size_t kernel_tile_bytes(enum kernel_layout layout, size_t n_blocks);
 
-/* Activations quantised by `quantize`: rows of blocks of 16-bit integers v, |v| <= 32767. Eight
- * bits are not enough: with the weights kept exactly, they alone break the bounds of the golden
- * test (tests/golden). Inputs 4g, 4g + 1, 4g + 2, 4g + 3 lie in the order 0, 2, 1, 3: the even and
- * the odd bytes of a packed weight are what two instructions leave in 16-bit lanes, and vpmaddwd
- * eats a pair of them with a pair of activations. */
+/* Activations quantised by `quantize`: rows of blocks of 12-bit integers v. Eight bits are not
+ * enough: with the weights kept exactly, they alone break the bounds of the golden test
+ * (tests/golden). Twelve are what two digits of a byte can hold when a weight of 4 bits and 16
+ * times that weight are bytes too: v = 16 high + low, |high| <= 127, -8 <= low <= 7, and weight * v
+ * = (16 weight) * high + weight * low, so that products of bytes add it up in one sum. How the 64
+ * bytes of a block hold v is the table's own matter; what quantised must multiply: scalar, avx2,
+ * avxvnni: int16 v[32], inputs 4g, 4g + 1, 4g + 2, 4g + 3 in the order 0, 2, 1, 3: the even and the
+ * odd bytes of a packed weight are what two instructions leave in 16-bit lanes, and vpmaddwd eats a
+ * pair of them with a pair of activations avx512, amx: int8 high[32], low[32] */
 struct quantized_rows {
     int16_t *q;    /* [n_rows][stride][32] */
     float *scale;  /* [n_rows][stride]; value = scale * v */
     int32_t *sum;  /* [n_rows][stride]; of the block's v */
     size_t stride; /* blocks from row to row, at least as many as a row has */
 };
-#define KERNEL_Q_MAX 32767
+#define KERNEL_Q_MAX 2039 /* 16 * 127 + 7 */
 
 /* out[row - row_begin][16 * (tile - tile_begin) + i] = (accumulate ? that : 0) + sum over inputs of
  * weight * activation. Order of the float sum: blocks ascending, for each block fma(isum, wscale *
@@ -109,11 +113,12 @@ struct kernels {
     void (*attend)(const struct attend_page *a);
 };
 
-/* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512)
- * names: ERROR_INVALID if it is unknown or this CPU lacks it. */
+/* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512,
+ * amx) names: ERROR_INVALID if it is unknown or this CPU lacks it. */
 int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err);
-#define KERNELS_MOST 4
-/* All tables this CPU can run, scalar first; returns how many (for tests and benchmarks). */
+#define KERNELS_MOST 5
+/* All tables this CPU can run, scalar first; returns how many (for tests and benchmarks). Asks the
+ * kernel, for the whole process, to let its threads use AMX. */
 size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST]);
 
 extern const struct kernels KERNELS_SCALAR;
@@ -121,6 +126,7 @@ extern const struct kernels KERNELS_SCALAR;
 extern const struct kernels KERNELS_AVX2;
 extern const struct kernels KERNELS_AVXVNNI;
 extern const struct kernels KERNELS_AVX512;
+extern const struct kernels KERNELS_AMX;
 #endif
 
 /* out[16 rows][n_out] = (accumulate ? out : 0) + x[16 rows][n_in] * w[n_out][n_in]^T in float.

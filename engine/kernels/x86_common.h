@@ -1,6 +1,6 @@
-/* The kernels outside the integer products, in 256-bit vectors: they are bound by memory or by
- * their chains of additions, so AVX-512 would not help, and one order of summing serves both x86
- * tables. Compiled into avx2.c and avx512.c, each with its own flags. Internal. */
+/* The kernels outside the integer products, in 256-bit vectors: most are bound by memory or by
+ * their chains of additions, so AVX-512 would not help; avx512_common.h has those that gain.
+ * Compiled into avx2.c, avx512.c and amx.c, each with its own flags. Internal. */
 #ifndef OVERFILL_ENGINE_KERNELS_X86_COMMON_H
 #define OVERFILL_ENGINE_KERNELS_X86_COMMON_H
 
@@ -97,7 +97,8 @@ static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t wi
         out[i] = x[i] * scale * weight[i];
 }
 
-INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, int32_t *sum)
+/* 32 values as v in eight lanes of four vectors. */
+INLINE void x86_round_block(const float *x, __m256i n[4], float *scale, int32_t *sum)
 {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 v[4];
@@ -109,18 +110,11 @@ INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, int32_t
     float max = x86_fold_max(max8);
     __m256 inverse = _mm256_set1_ps(max > 0 ? KERNEL_Q_MAX / max : 0);
 
-    __m256i n[4];
     __m256i total = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
         n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
         total = _mm256_add_epi32(total, n[i]);
-        n[i] = _mm256_shuffle_epi32(n[i], 0xd8); /* the order 0, 2, 1, 3 */
     }
-    for (int i = 0; i < 2; i++) { /* the pack works within 128-bit halves */
-        __m256i packed = _mm256_packs_epi32(n[2 * i], n[2 * i + 1]);
-        _mm256_storeu_si256((__m256i *)(q + 16 * i), _mm256_permute4x64_epi64(packed, 0xd8));
-    }
-
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
@@ -128,15 +122,59 @@ INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, int32_t
     *sum = _mm_cvtsi128_si32(four);
 }
 
-static void x86_quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+/* As 16 bits in the order 0, 2, 1, 3. */
+INLINE void x86_store_pairs(const __m256i n[4], int16_t *q)
+{
+    for (int i = 0; i < 2; i++) { /* the pack works within 128-bit halves */
+        __m256i packed = _mm256_packs_epi32(_mm256_shuffle_epi32(n[2 * i], 0xd8),
+                                            _mm256_shuffle_epi32(n[2 * i + 1], 0xd8));
+        _mm256_storeu_si256((__m256i *)(q + 16 * i), _mm256_permute4x64_epi64(packed, 0xd8));
+    }
+}
+
+/* 32 bytes of 32 lanes that hold bytes. */
+INLINE __m256i x86_pack_bytes(const __m256i n[4])
+{
+    __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    /* the packs work within 128-bit halves */
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* As two digits of 8 bits. */
+INLINE void x86_store_digits(const __m256i n[4], int16_t *q)
+{
+    __m256i high[4];
+    __m256i low[4];
+    for (int i = 0; i < 4; i++) {
+        high[i] = _mm256_srai_epi32(_mm256_add_epi32(n[i], _mm256_set1_epi32(8)), 4);
+        low[i] = _mm256_sub_epi32(n[i], _mm256_slli_epi32(high[i], 4));
+    }
+    _mm256_storeu_si256((__m256i *)q, x86_pack_bytes(high));
+    _mm256_storeu_si256((__m256i *)(q + 16), x86_pack_bytes(low));
+}
+
+INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, int32_t *sum,
+                               const bool digits)
+{
+    __m256i n[4];
+    x86_round_block(x, n, scale, sum);
+    if (digits)
+        x86_store_digits(n, q);
+    else
+        x86_store_pairs(n, q);
+}
+
+INLINE void x86_quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum,
+                         const bool digits)
 {
     size_t b = 0;
     for (; (b + 1) * KERNEL_BLOCK <= n; b++)
-        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_BLOCK, scale + b, sum + b);
+        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_BLOCK, scale + b, sum + b, digits);
     if (b * KERNEL_BLOCK < n) {
         float tail[KERNEL_BLOCK] = {0};
         memcpy(tail, x + b * KERNEL_BLOCK, (n - b * KERNEL_BLOCK) * sizeof(float));
-        x86_quantize_block(tail, q + b * KERNEL_BLOCK, scale + b, sum + b);
+        x86_quantize_block(tail, q + b * KERNEL_BLOCK, scale + b, sum + b, digits);
     }
 }
 
@@ -204,6 +242,8 @@ INLINE __m256 x86_page_load(const void *elements, size_t i, const bool is_half)
 /* Queries of one pass over a page: three times four vectors of sums leave registers for the
  * operands. */
 #define ATTEND_QUERIES 3
+/* And with vectors of 512 bits: eight times two. */
+#define ATTEND_QUERIES_512 8
 
 /* Scores of 32 keys for n queries at once: n * 4 independent chains hide the latency of fma. */
 INLINE void x86_page_scores(const struct attend_page *a, const bool is_half, const float *q,
@@ -254,10 +294,10 @@ INLINE float x86_page_softmax(const __m256 scores[4], size_t n_keys, float *stat
 }
 
 struct x86_queries {
-    float p[ATTEND_QUERIES][KERNEL_PAGE_TOKENS];
-    float correction[ATTEND_QUERIES];
-    float *acc[ATTEND_QUERIES]; /* [head_dim] */
-    size_t n_keys[ATTEND_QUERIES];
+    float p[ATTEND_QUERIES_512][KERNEL_PAGE_TOKENS];
+    float correction[ATTEND_QUERIES_512];
+    float *acc[ATTEND_QUERIES_512]; /* [head_dim] */
+    size_t n_keys[ATTEND_QUERIES_512];
     size_t n_common; /* the least n_keys */
 };
 
@@ -349,14 +389,6 @@ INLINE void x86_attend_all(const struct attend_page *a, const bool is_half)
     }
 }
 
-static void x86_attend(const struct attend_page *a)
-{
-    if (a->is_half)
-        x86_attend_all(a, true);
-    else
-        x86_attend_all(a, false);
-}
-
 /* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass, most
  * at a time, then what is left. rows(m, layout, t, row, n_rows) is inlined for each count of rows.
  */
@@ -380,13 +412,13 @@ static void x86_attend(const struct attend_page *a)
         }                                                                                          \
     }
 
-/* The table of a file that has matmul_q8, matmul_q4 and matmul_q4_min. */
-#define X86_TABLE(label)                                                                           \
+/* The table of a file that has quantize and attend. */
+#define X86_TABLE(label, matmul_q8, matmul_q4, matmul_q4_min)                                      \
     {                                                                                              \
-        .name = (label), .rmsnorm = x86_rmsnorm, .quantize = x86_quantize,                         \
+        .name = (label), .rmsnorm = x86_rmsnorm, .quantize = quantize,                             \
         .matmul = {matmul_q8, matmul_q4, matmul_q4_min}, .silu_mul = x86_silu_mul,                 \
         .rope = x86_rope, .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half,  \
-        .attend = x86_attend,                                                                      \
+        .attend = attend,                                                                          \
     }
 
 #endif

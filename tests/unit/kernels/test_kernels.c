@@ -1,4 +1,4 @@
-/* Every kernel of every table this CPU can run (and AVX-VNNI and AVX-512 emulated) against
+/* Every kernel of every table this CPU can run (and AVX-VNNI, AVX-512 and AMX emulated) against
  * scalar.c, bit for bit, on random and edge shapes; and scalar.c against plain arithmetic in
  * double. */
 #include "engine/base/half.h"
@@ -14,8 +14,9 @@
 #if defined(__x86_64__)
 extern const struct kernels KERNELS_AVXVNNI_EMULATED;
 extern const struct kernels KERNELS_AVX512_EMULATED;
+extern const struct kernels KERNELS_AMX_EMULATED;
 #endif
-#define MOST_TABLES (KERNELS_MOST + 2)
+#define MOST_TABLES (KERNELS_MOST + 3)
 
 static uint64_t seed = 1;
 
@@ -49,6 +50,7 @@ static size_t tables(const struct kernels *list[MOST_TABLES])
         list[n++] = &KERNELS_AVXVNNI_EMULATED;
 #if defined(HAVE_SIMDE)
         list[n++] = &KERNELS_AVX512_EMULATED;
+        list[n++] = &KERNELS_AMX_EMULATED;
 #endif
     }
 #endif
@@ -101,6 +103,31 @@ static void rmsnorm_is_the_formula(void **state)
         assert_true(fabs(out[i] - x[i] / sqrt(sum / 90 + 1e-5) * weight[i]) < 1e-4);
 }
 
+/* Whether the table's blocks are two digits, as kernels.h says. */
+static bool has_digits(const struct kernels *k)
+{
+    return strcmp(k->name, "avx512") == 0 || strcmp(k->name, "amx") == 0;
+}
+
+/* Where input i of a block lies in pairs, as kernels.h says. */
+static size_t place(size_t i)
+{
+    return i % 4 == 1 ? i + 1 : i % 4 == 2 ? i - 1 : i;
+}
+
+static void pairs_to_digits(int16_t *q, size_t n_blocks)
+{
+    for (size_t b = 0; b < n_blocks; b++, q += KERNEL_BLOCK) {
+        int8_t digits[2][KERNEL_BLOCK];
+        for (size_t i = 0; i < KERNEL_BLOCK; i++) {
+            int v = q[place(i)];
+            digits[0][i] = (int8_t)((v + 8) >> 4);
+            digits[1][i] = (int8_t)(v - 16 * digits[0][i]);
+        }
+        memcpy(q, digits, sizeof(digits));
+    }
+}
+
 struct quantized {
     int16_t q[MAX_LENGTH / KERNEL_BLOCK][KERNEL_BLOCK];
     float scale[MAX_LENGTH / KERNEL_BLOCK];
@@ -122,16 +149,12 @@ static void quantize_gives_the_same_bits(void **state)
             memset(&expected, 7, sizeof(expected));
             memset(&got, 7, sizeof(got));
             KERNELS_SCALAR.quantize(x, LENGTHS[i], expected.q[0], expected.scale, expected.sum);
+            if (has_digits(k))
+                pairs_to_digits(expected.q[0], (LENGTHS[i] + KERNEL_BLOCK - 1) / KERNEL_BLOCK);
             k->quantize(x, LENGTHS[i], got.q[0], got.scale, got.sum);
             assert_memory_equal(&got, &expected, sizeof(got));
         }
     }
-}
-
-/* Where input i of a block lies, as kernels.h says. */
-static size_t place(size_t i)
-{
-    return i % 4 == 1 ? i + 1 : i % 4 == 2 ? i - 1 : i;
 }
 
 static void quantize_keeps_the_value(void **state)
@@ -216,6 +239,13 @@ static void product_close(struct product *p)
     mem_free(p->got);
 }
 
+/* The activations as table k holds them, after they were used as scalar.c does. */
+static void product_give_to(struct product *p, const struct kernels *k)
+{
+    if (has_digits(k))
+        pairs_to_digits(p->x.q, p->n_rows * p->stride);
+}
+
 static struct matmul product_matmul(const struct product *p, float *out, bool accumulate)
 {
     return (struct matmul){
@@ -233,15 +263,17 @@ static struct matmul product_matmul(const struct product *p, float *out, bool ac
 
 static void check_matmul(enum kernel_layout layout)
 {
-    static const size_t ROWS[] = {1, 2, 3, 4, 5, 7, 8, 9, 23};
+    static const size_t ROWS[] = {1, 2, 3, 4, 5, 7, 8, 9, 23, 16, 64, 67, 130};
+    static const size_t N_BLOCKS[] = {1, 4, 7, 3, 6, 2, 5, 1, 4, 17, 18, 40, 3};
     FOR_EACH_TABLE(k)
     {
-        for (size_t i = 0; i < 9; i++) {
+        for (size_t i = 0; i < sizeof(ROWS) / sizeof(ROWS[0]); i++) {
             struct product p;
-            product_open(&p, layout, 1 + i * 3 % 7, 1 + i % 3, ROWS[i], i % 2);
+            product_open(&p, layout, N_BLOCKS[i], 1 + i % 3, ROWS[i], i % 2);
             struct matmul expected = product_matmul(&p, p.expected, i % 2);
             struct matmul got = product_matmul(&p, p.got, i % 2);
             KERNELS_SCALAR.matmul[layout](&expected);
+            product_give_to(&p, k);
             k->matmul[layout](&got);
             assert_memory_equal(p.got, p.expected,
                                 p.n_rows * p.n_tiles * KERNEL_TILE * sizeof(float));
@@ -277,6 +309,7 @@ static void a_row_does_not_depend_on_its_batch(void **state)
         for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
             struct product p;
             product_open(&p, layout, 5, 3, 11, 0);
+            product_give_to(&p, k);
             struct matmul all = product_matmul(&p, p.expected, false);
             k->matmul[layout](&all);
             for (size_t r = 0; r < p.n_rows; r++) {
@@ -319,7 +352,7 @@ static void extremes_give_the_same_bits(void **state)
     {
         for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
             struct product p;
-            product_open(&p, layout, 2, 1, 2, 0);
+            product_open(&p, layout, 2, 1, 16, 0);
             for (size_t i = 0; i < p.n_rows * p.stride * KERNEL_BLOCK; i++)
                 p.x.q[i] = i / KERNEL_BLOCK % 2 ? KERNEL_Q_MAX : -KERNEL_Q_MAX;
             for (size_t b = 0; b < p.n_rows * p.stride; b++)
@@ -328,6 +361,7 @@ static void extremes_give_the_same_bits(void **state)
             struct matmul expected = product_matmul(&p, p.expected, false);
             struct matmul got = product_matmul(&p, p.got, false);
             KERNELS_SCALAR.matmul[layout](&expected);
+            product_give_to(&p, k);
             k->matmul[layout](&got);
             assert_memory_equal(p.got, p.expected, p.n_rows * KERNEL_TILE * sizeof(float));
             product_close(&p);
@@ -401,13 +435,14 @@ static void silu_rope_and_halves_give_the_same_bits(void **state)
 }
 
 /* Two pages, the second part-filled, for queries that see different numbers of keys. */
+#define MOST_QUERIES 12
 struct attention {
     size_t head_dim, n_q;
-    float q[6 * 128];
+    float q[MOST_QUERIES * 128];
     float keys[2][128 * KERNEL_PAGE_TOKENS];
     float values[2][128 * KERNEL_PAGE_TOKENS];
-    uint8_t n_keys[2][6];
-    float state[6 * ATTEND_STATE(128)];
+    uint8_t n_keys[2][MOST_QUERIES];
+    float state[MOST_QUERIES * ATTEND_STATE(128)];
 };
 
 static void attention_open(struct attention *a, size_t head_dim, size_t n_q)
@@ -419,7 +454,7 @@ static void attention_open(struct attention *a, size_t head_dim, size_t n_q)
         fill(a->keys[page], head_dim * KERNEL_PAGE_TOKENS);
         fill(a->values[page], head_dim * KERNEL_PAGE_TOKENS);
         for (size_t i = 0; i < n_q; i++)
-            a->n_keys[page][i] = page ? (uint8_t)(i * 6) : KERNEL_PAGE_TOKENS;
+            a->n_keys[page][i] = page ? (uint8_t)(i * 6 % KERNEL_PAGE_TOKENS) : KERNEL_PAGE_TOKENS;
     }
     /* what no query sees may be anything */
     for (size_t d = 0; d < head_dim; d++)
@@ -459,7 +494,7 @@ static void attend_gives_the_same_bits(void **state)
     {
         static const size_t DIMS[] = {4, 8, 20, 64, 72, 128};
         for (size_t i = 0; i < 6; i++) {
-            for (size_t n_q = 1; n_q <= 5; n_q++) {
+            for (size_t n_q = 1; n_q <= MOST_QUERIES; n_q++) {
                 attention_open(&a, DIMS[i], n_q);
                 attention_run_all(&a, &KERNELS_SCALAR, i % 2);
                 memcpy(expected, a.state, sizeof(a.state));

@@ -32,6 +32,18 @@ static bool parse_method(const char *name, enum prune_method *ret_method)
     return false;
 }
 
+/* Matrices of other types than the one asked for, of the layers or of the head. */
+static void say_types(const struct prune_options *prune, const struct prune_report *report)
+{
+    for (size_t i = 0; i < PRUNE_MOST_TYPES && report->types[i].n_matrices; i++) {
+        const struct prune_type_count *count = &report->types[i];
+        if (prune->type != PRUNE_TYPE_KEEP && count->type != prune->type &&
+            count->type != prune->head_type)
+            fprintf(stderr, "%u matrices are %s: their rows do not fill the blocks of the type\n",
+                    count->n_matrices, tensor_type_name((enum tensor_type)count->type));
+    }
+}
+
 int cli_prune(int argc, char **argv)
 {
     struct cli_progress progress = {0};
@@ -115,6 +127,7 @@ int cli_prune(int argc, char **argv)
             prune.out_path, report.hidden, report.hidden_full, 100 * report.hidden_energy,
             report.mlp, report.mlp_full, 100 * report.mlp_energy, report.n_calibration_tokens,
             (double)report.out_bytes / 1e6, report.seconds);
+    say_types(&prune, &report);
     if (report.held.n_tokens)
         fprintf(stderr,
                 "on %zu tokens held back: KL to the full model %.3f nats a token, same best token "

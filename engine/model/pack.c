@@ -12,7 +12,6 @@
 
 #define Q4_0_BYTES 18 /* half scale, 16 bytes of nibbles */
 #define Q4_1_BYTES 20 /* half scale, half min, 16 bytes of nibbles */
-#define Q8_0_BYTES 34 /* half scale, 32 int8 */
 #define Q4_K_BYTES 144
 #define Q4_K_BLOCKS 8 /* of 32 elements */
 
@@ -50,15 +49,19 @@ static void quantize_row_q8(const float *x, size_t n, int8_t *q, uint16_t *scale
     }
 }
 
-/* One row as int8 blocks: q[n_blocks * 32], scale[n_blocks]. x is scratch for n_in floats. */
+/* One row as int8 blocks: q[n_blocks * 32], scale[n_blocks]. x is scratch for n_in floats. Q8_0 and
+ * Q5_0 are such blocks; of other types eight bits are the nearest. */
 static void row_to_q8(const struct row_source *row, uint32_t n_in, float *x, int8_t *q,
                       uint16_t *scale)
 {
+    const enum tensor_type type = row->tensor->type;
     const uint8_t *src = row_data(row);
-    if (row->tensor->type == TENSOR_Q8_0) {
-        for (size_t b = 0; b < n_in / KERNEL_BLOCK; b++) {
-            scale[b] = load_half(src + b * Q8_0_BYTES);
-            memcpy(q + b * KERNEL_BLOCK, src + b * Q8_0_BYTES + 2, KERNEL_BLOCK);
+    if (type == TENSOR_Q8_0 || type == TENSOR_Q5_0) {
+        for (size_t b = 0; b < n_in / KERNEL_BLOCK; b++, src += tensor_block_bytes(type)) {
+            struct tensor_block block;
+            tensor_get_block(type, src, &block);
+            scale[b] = load_half(src);
+            memcpy(q + b * KERNEL_BLOCK, block.q, KERNEL_BLOCK);
         }
         return;
     }
@@ -130,7 +133,8 @@ static void pack_tile_f32(const struct row_source *rows, const struct matrix *m,
 
 bool matrix_keeps_exactly(enum matrix_type type, enum tensor_type source)
 {
-    return type == MATRIX_F32 || (type == MATRIX_Q8 && source == TENSOR_Q8_0) ||
+    return type == MATRIX_F32 ||
+           (type == MATRIX_Q8 && (source == TENSOR_Q8_0 || source == TENSOR_Q5_0)) ||
            (type == MATRIX_Q4 && source == TENSOR_Q4_0) ||
            (type == MATRIX_Q4_MIN && source == TENSOR_Q4_1);
 }

@@ -4,6 +4,8 @@
 #include "engine/model/tensor.h"
 
 #include "engine/base/mem.h"
+#include "engine/model/grid.h"
+#include "engine/model/super_block.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -11,14 +13,15 @@
 #include <string.h>
 #include <strings.h>
 
-#define SMALL_BLOCK 32  /* elements of the blocks Q4_0 ... Q8_0 */
-#define SUPER_BLOCK 256 /* elements of the K types */
+#define SMALL_BLOCK 32 /* elements of the blocks Q4_0 ... Q8_0 */
 #define N_TYPES 40
 
 /* Converts one block, or for the plain types one element. */
 typedef void block_to_float_fn(const uint8_t *block, float *dst);
 typedef void block_from_float_fn(const float *src, uint8_t *block);
-typedef void block_put_fn(float d, float m, const int8_t *q, uint8_t *block);
+/* The same for types with a grid, as the numbers they are made of. */
+typedef void block_get_fn(const uint8_t *block, struct tensor_block *ret_block);
+typedef void block_put_fn(const struct tensor_block *values, uint8_t *block);
 
 static float load_half(const uint8_t *p)
 {
@@ -51,153 +54,61 @@ static void bf16_to_float(const uint8_t *block, float *dst)
 }
 
 /* half d, int8 q[32]: value = d * q */
-static void q8_0_to_float(const uint8_t *block, float *dst)
+static void q8_0_get(const uint8_t *block, struct tensor_block *b)
 {
-    float d = load_half(block);
-    for (int i = 0; i < SMALL_BLOCK; i++)
-        dst[i] = d * (float)(int8_t)block[2 + i];
+    b->d = load_half(block);
+    b->m = 0;
+    memcpy(b->q, block + 2, SMALL_BLOCK);
 }
 
-/* half d, 32 nibbles: value = d * (q - 8). Byte j holds elements j (low) and j + 16 (high). */
-static void q4_0_to_float(const uint8_t *block, float *dst)
+/* 32 nibbles as q - low: byte j holds elements j (low half) and j + 16 (high half). */
+static void get_nibbles(const uint8_t *p, int low, int8_t *q)
 {
-    float d = load_half(block);
-    const uint8_t *q = block + 2;
-    for (int j = 0; j < 16; j++) {
-        dst[j] = d * (float)((q[j] & 15) - 8);
-        dst[j + 16] = d * (float)((q[j] >> 4) - 8);
+    for (int j = 0; j < SMALL_BLOCK / 2; j++) {
+        q[j] = (int8_t)((p[j] & 15) + low);
+        q[j + SMALL_BLOCK / 2] = (int8_t)((p[j] >> 4) + low);
     }
+}
+
+/* half d, 32 nibbles: value = d * (q - 8) */
+static void q4_0_get(const uint8_t *block, struct tensor_block *b)
+{
+    b->d = load_half(block);
+    b->m = 0;
+    get_nibbles(block + 2, -8, b->q);
 }
 
 /* half d, half m, 32 nibbles: value = d * q + m */
-static void q4_1_to_float(const uint8_t *block, float *dst)
+static void q4_1_get(const uint8_t *block, struct tensor_block *b)
 {
-    float d = load_half(block);
-    float m = load_half(block + 2);
-    const uint8_t *q = block + 4;
-    for (int j = 0; j < 16; j++) {
-        dst[j] = d * (float)(q[j] & 15) + m;
-        dst[j + 16] = d * (float)(q[j] >> 4) + m;
-    }
+    b->d = load_half(block);
+    b->m = load_half(block + 2);
+    get_nibbles(block + 4, 0, b->q);
 }
 
-/* The 32 unsigned 5-bit numbers of Q5_0 and Q5_1: a nibble each, bit 4 of element i is bit i of
- * the little-endian word in front of the nibbles. */
-static void unpack_5bit(const uint8_t *p, int q[SMALL_BLOCK])
+/* Numbers of 5 bits in Q5_0 and Q5_1: a nibble each, bit 4 of element i is bit i of the
+ * little-endian word in front of the nibbles. */
+static void get_5bit(const uint8_t *p, int low, int8_t *q)
 {
-    for (int j = 0; j < 16; j++) {
-        int high_low = p[j / 8] >> (j % 8) & 1;
-        int high_high = p[2 + j / 8] >> (j % 8) & 1;
-        q[j] = (p[4 + j] & 15) | high_low << 4;
-        q[j + 16] = p[4 + j] >> 4 | high_high << 4;
-    }
+    get_nibbles(p + 4, low, q);
+    for (int i = 0; i < SMALL_BLOCK; i++)
+        q[i] = (int8_t)(q[i] + ((p[i / 8] >> (i % 8) & 1) << 4));
 }
 
 /* half d, uint32 high bits, nibbles: value = d * (q - 16) */
-static void q5_0_to_float(const uint8_t *block, float *dst)
+static void q5_0_get(const uint8_t *block, struct tensor_block *b)
 {
-    int q[SMALL_BLOCK];
-    float d = load_half(block);
-    unpack_5bit(block + 2, q);
-    for (int i = 0; i < SMALL_BLOCK; i++)
-        dst[i] = d * (float)(q[i] - 16);
+    b->d = load_half(block);
+    b->m = 0;
+    get_5bit(block + 2, -16, b->q);
 }
 
 /* half d, half m, uint32 high bits, nibbles: value = d * q + m */
-static void q5_1_to_float(const uint8_t *block, float *dst)
+static void q5_1_get(const uint8_t *block, struct tensor_block *b)
 {
-    int q[SMALL_BLOCK];
-    float d = load_half(block);
-    float m = load_half(block + 2);
-    unpack_5bit(block + 4, q);
-    for (int i = 0; i < SMALL_BLOCK; i++)
-        dst[i] = d * (float)q[i] + m;
-}
-
-/* Eight pairs of 6-bit scale and min in 12 bytes: pairs 0..3 in the low six bits of bytes 0..3 and
- * 4..7; pairs 4..7 with four bits in bytes 8..11 and two in the tops of bytes 0..7. */
-static void unpack_scale_min(const uint8_t p[12], int i, float *ret_scale, float *ret_min)
-{
-    if (i < 4) {
-        *ret_scale = (float)(p[i] & 63);
-        *ret_min = (float)(p[i + 4] & 63);
-    } else {
-        *ret_scale = (float)((p[i + 4] & 15) | p[i - 4] >> 6 << 4);
-        *ret_min = (float)(p[i + 4] >> 4 | p[i] >> 6 << 4);
-    }
-}
-
-/* half d, half dmin, 12 bytes of scales, 128 bytes of nibbles: eight groups of 32 with
- * value = d * scale * q - dmin * min. Groups 2g and 2g + 1 share bytes 32g..32g+31. */
-static void q4_k_to_float(const uint8_t *block, float *dst)
-{
-    float d = load_half(block);
-    float dmin = load_half(block + 2);
-    for (int group = 0; group < 8; group++) {
-        const uint8_t *q = block + 16 + group / 2 * 32;
-        int shift = group % 2 * 4;
-        float scale, min;
-        unpack_scale_min(block + 4, group, &scale, &min);
-        scale *= d;
-        min *= dmin;
-        for (int i = 0; i < 32; i++)
-            dst[group * 32 + i] = scale * (float)(q[i] >> shift & 15) - min;
-    }
-}
-
-void tensor_q4_k_as_q4_1(const void *block, void *ret_blocks)
-{
-    const uint8_t *src = block;
-    uint8_t *out = ret_blocks;
-    float d = load_half(src);
-    float dmin = load_half(src + 2);
-    for (int group = 0; group < 8; group++, out += 20) {
-        const uint8_t *q = src + 16 + group / 2 * 32;
-        int shift = group % 2 * 4;
-        float scale, min;
-        unpack_scale_min(src + 4, group, &scale, &min);
-        store_half(out, d * scale);
-        store_half(out + 2, -dmin * min);
-        for (int j = 0; j < 16; j++)
-            out[4 + j] = (uint8_t)((q[j] >> shift & 15) | (q[j + 16] >> shift & 15) << 4);
-    }
-}
-
-/* As Q4_K with 32 bytes of high bits before the nibbles: bit `group` of byte i is bit 4 of element
- * i of that group. */
-static void q5_k_to_float(const uint8_t *block, float *dst)
-{
-    float d = load_half(block);
-    float dmin = load_half(block + 2);
-    const uint8_t *high = block + 16;
-    for (int group = 0; group < 8; group++) {
-        const uint8_t *q = block + 48 + group / 2 * 32;
-        int shift = group % 2 * 4;
-        float scale, min;
-        unpack_scale_min(block + 4, group, &scale, &min);
-        scale *= d;
-        min *= dmin;
-        for (int i = 0; i < 32; i++) {
-            int value = (q[i] >> shift & 15) | (high[i] >> group & 1) << 4;
-            dst[group * 32 + i] = scale * (float)value - min;
-        }
-    }
-}
-
-/* 128 bytes of low nibbles, 64 bytes of 2-bit tops, 16 int8 scales, half d: sixteen groups of 16
- * with value = d * scale * (q - 32). Each half of the block (128 elements) takes 64 bytes of
- * nibbles and 32 of tops; its quarter k (32 elements) has nibble k / 2 of the nibble bytes
- * 32 (k % 2)..., and bits 2k, 2k + 1 of every top. */
-static void q6_k_to_float(const uint8_t *block, float *dst)
-{
-    float d = load_half(block + 208);
-    for (int i = 0; i < SUPER_BLOCK; i++) {
-        int half = i / 128, quarter = i / 32 % 4, l = i % 32;
-        int low = block[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4) & 15;
-        int top = block[128 + half * 32 + l] >> (quarter * 2) & 3;
-        float scale = (float)(int8_t)block[192 + i / 16];
-        dst[i] = d * scale * (float)((low | top << 4) - 32);
-    }
+    b->d = load_half(block);
+    b->m = load_half(block + 2);
+    get_5bit(block + 4, 0, b->q);
 }
 
 static void f32_from_float(const float *src, uint8_t *block)
@@ -223,42 +134,64 @@ static float reciprocal(float d)
     return isfinite(inverse) ? inverse : 0;
 }
 
-static void q8_0_put(float d, float m, const int8_t *q, uint8_t *block)
+static void q8_0_put(const struct tensor_block *b, uint8_t *block)
 {
-    store_half(block, d);
-    memcpy(block + 2, q, SMALL_BLOCK);
+    store_half(block, b->d);
+    memcpy(block + 2, b->q, SMALL_BLOCK);
 }
 
 static void put_nibbles(const int8_t *q, int low, uint8_t *out)
 {
     for (int j = 0; j < SMALL_BLOCK / 2; j++)
-        out[j] = (uint8_t)((q[j] - low) | (q[j + SMALL_BLOCK / 2] - low) << 4);
+        out[j] = (uint8_t)(((q[j] - low) & 15) | (q[j + SMALL_BLOCK / 2] - low) << 4);
 }
 
-static void q4_0_put(float d, float m, const int8_t *q, uint8_t *block)
+static void q4_0_put(const struct tensor_block *b, uint8_t *block)
 {
-    store_half(block, d);
-    put_nibbles(q, -8, block + 2);
+    store_half(block, b->d);
+    put_nibbles(b->q, -8, block + 2);
 }
 
-static void q4_1_put(float d, float m, const int8_t *q, uint8_t *block)
+static void q4_1_put(const struct tensor_block *b, uint8_t *block)
 {
-    store_half(block, d);
-    store_half(block + 2, m);
-    put_nibbles(q, 0, block + 4);
+    store_half(block, b->d);
+    store_half(block + 2, b->m);
+    put_nibbles(b->q, 0, block + 4);
+}
+
+static void put_5bit(const int8_t *q, int low, uint8_t *out)
+{
+    memset(out, 0, 4);
+    for (int i = 0; i < SMALL_BLOCK; i++)
+        out[i / 8] |= (uint8_t)((q[i] - low) >> 4 << (i % 8));
+    put_nibbles(q, low, out + 4);
+}
+
+static void q5_0_put(const struct tensor_block *b, uint8_t *block)
+{
+    store_half(block, b->d);
+    put_5bit(b->q, -16, block + 2);
+}
+
+static void q5_1_put(const struct tensor_block *b, uint8_t *block)
+{
+    store_half(block, b->d);
+    store_half(block + 2, b->m);
+    put_5bit(b->q, 0, block + 4);
 }
 
 static void q8_0_from_float(const float *src, uint8_t *block)
 {
-    int8_t q[SMALL_BLOCK];
+    struct tensor_block b;
     float most = 0;
     for (int i = 0; i < SMALL_BLOCK; i++)
         most = fmaxf(most, fabsf(src[i]));
     float d = most / 127;
     float inverse = reciprocal(d);
     for (int i = 0; i < SMALL_BLOCK; i++)
-        q[i] = (int8_t)roundf(src[i] * inverse);
-    q8_0_put(d, 0, q, block);
+        b.q[i] = (int8_t)roundf(src[i] * inverse);
+    b.d = d;
+    q8_0_put(&b, block);
 }
 
 static int8_t nibble(float f)
@@ -270,7 +203,7 @@ static int8_t nibble(float f)
 /* The element of the largest magnitude becomes -8 exactly: the range is -8..7. */
 static void q4_0_from_float(const float *src, uint8_t *block)
 {
-    int8_t q[SMALL_BLOCK];
+    struct tensor_block b;
     float extreme = 0;
     for (int i = 0; i < SMALL_BLOCK; i++)
         if (fabsf(src[i]) > fabsf(extreme))
@@ -278,13 +211,14 @@ static void q4_0_from_float(const float *src, uint8_t *block)
     float d = extreme / -8;
     float inverse = reciprocal(d);
     for (int i = 0; i < SMALL_BLOCK; i++)
-        q[i] = (int8_t)(nibble(src[i] * inverse + 8.5f) - 8);
-    q4_0_put(d, 0, q, block);
+        b.q[i] = (int8_t)(nibble(src[i] * inverse + 8.5f) - 8);
+    b.d = d;
+    q4_0_put(&b, block);
 }
 
 static void q4_1_from_float(const float *src, uint8_t *block)
 {
-    int8_t q[SMALL_BLOCK];
+    struct tensor_block b;
     float min = src[0], max = src[0];
     for (int i = 1; i < SMALL_BLOCK; i++) {
         min = fminf(min, src[i]);
@@ -293,11 +227,14 @@ static void q4_1_from_float(const float *src, uint8_t *block)
     float d = (max - min) / 15;
     float inverse = reciprocal(d);
     for (int i = 0; i < SMALL_BLOCK; i++)
-        q[i] = nibble((src[i] - min) * inverse + 0.5f);
-    q4_1_put(d, min, q, block);
+        b.q[i] = nibble((src[i] - min) * inverse + 0.5f);
+    b.d = d;
+    b.m = min;
+    q4_1_put(&b, block);
 }
 
-/* name NULL: a type number that GGUF does not use (any more). elements 0: known by name only. */
+/* name NULL: a type number that GGUF does not use (any more). elements 0: known by name only. Types
+ * with a grid are read through `get`, and written as from_float says, or as grid.h fits them. */
 static const struct type_row {
     const char *name;
     uint16_t elements;
@@ -305,25 +242,25 @@ static const struct type_row {
     block_to_float_fn *to_float;
     block_from_float_fn *from_float;
     struct tensor_grid grid;
+    block_get_fn *get;
     block_put_fn *put;
 } types[N_TYPES] = {
     [TENSOR_F32] = {"F32", 1, 4, f32_to_float, f32_from_float},
     [TENSOR_F16] = {"F16", 1, 2, f16_to_float, f16_from_float},
     [TENSOR_BF16] = {"BF16", 1, 2, bf16_to_float, bf16_from_float},
     [TENSOR_Q8_0] =
-        {"Q8_0", SMALL_BLOCK, 34, q8_0_to_float, q8_0_from_float, {-127, 127, false}, q8_0_put},
-    [TENSOR_Q4_0] =
-        {"Q4_0", SMALL_BLOCK, 18, q4_0_to_float, q4_0_from_float, {-8, 7, false}, q4_0_put},
-    [TENSOR_Q4_1] =
-        {"Q4_1", SMALL_BLOCK, 20, q4_1_to_float, q4_1_from_float, {0, 15, true}, q4_1_put},
-    [TENSOR_Q5_0] = {"Q5_0", SMALL_BLOCK, 22, q5_0_to_float, NULL},
-    [TENSOR_Q5_1] = {"Q5_1", SMALL_BLOCK, 24, q5_1_to_float, NULL},
-    [TENSOR_Q4_K] = {"Q4_K", SUPER_BLOCK, 144, q4_k_to_float, NULL},
-    [TENSOR_Q5_K] = {"Q5_K", SUPER_BLOCK, 176, q5_k_to_float, NULL},
-    [TENSOR_Q6_K] = {"Q6_K", SUPER_BLOCK, 210, q6_k_to_float, NULL},
+        {"Q8_0", 32, 34, NULL, q8_0_from_float, {-127, 127, false, 32}, q8_0_get, q8_0_put},
+    [TENSOR_Q4_0] = {"Q4_0", 32, 18, NULL, q4_0_from_float, {-8, 7, false, 32}, q4_0_get, q4_0_put},
+    [TENSOR_Q4_1] = {"Q4_1", 32, 20, NULL, q4_1_from_float, {0, 15, true, 32}, q4_1_get, q4_1_put},
+    [TENSOR_Q5_0] = {"Q5_0", 32, 22, NULL, NULL, {-16, 15, false, 32}, q5_0_get, q5_0_put},
+    [TENSOR_Q5_1] = {"Q5_1", 32, 24, NULL, NULL, {0, 31, true, 32}, q5_1_get, q5_1_put},
+    [TENSOR_Q2_K] = {"Q2_K", 256, 84, NULL, NULL, {0, 3, true, 16, 0, 15}, q2_k_get, q2_k_put},
+    [TENSOR_Q3_K] = {"Q3_K", 256, 110, NULL, NULL, {-4, 3, false, 16, -32, 31}, q3_k_get, q3_k_put},
+    [TENSOR_Q4_K] = {"Q4_K", 256, 144, NULL, NULL, {0, 15, true, 32, 0, 63}, q4_k_get, q4_k_put},
+    [TENSOR_Q5_K] = {"Q5_K", 256, 176, NULL, NULL, {0, 31, true, 32, 0, 63}, q5_k_get, q5_k_put},
+    [TENSOR_Q6_K] =
+        {"Q6_K", 256, 210, NULL, NULL, {-32, 31, false, 16, -128, 127}, q6_k_get, q6_k_put},
     [9] = {"Q8_1"},
-    [10] = {"Q2_K"},
-    [11] = {"Q3_K"},
     [15] = {"Q8_K"},
     [16] = {"IQ2_XXS"},
     [17] = {"IQ2_XS"},
@@ -399,12 +336,30 @@ bool tensor_type_bytes(enum tensor_type type, uint64_t n, size_t *ret_bytes)
     return mem_mul((size_t)blocks, types[type].bytes, ret_bytes);
 }
 
+/* Each group's d and m once, as ggml does: the same floats. */
+static void grid_to_float(const struct type_row *row, const uint8_t *bytes, float *dst)
+{
+    const struct tensor_grid *grid = &row->grid;
+    struct tensor_block b;
+    row->get(bytes, &b);
+    for (int g = 0; g * grid->group < row->elements; g++) {
+        float d = grid->scale_high ? b.d * (float)b.scale[g] : b.d;
+        float min = grid->scale_high ? -(b.m * (float)b.min[g]) : b.m;
+        float m = grid->has_min ? min : -0.0f; /* which leaves every sum as it is */
+        for (int i = g * grid->group; i < (g + 1) * grid->group; i++)
+            dst[i] = d * (float)b.q[i] + m;
+    }
+}
+
 void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *dst)
 {
     const struct type_row *row = &types[type];
     const uint8_t *block = src;
     for (size_t i = 0; i < n; i += row->elements, block += row->bytes)
-        row->to_float(block, dst + i);
+        if (row->to_float)
+            row->to_float(block, dst + i);
+        else
+            grid_to_float(row, block, dst + i);
 }
 
 /* Blocks hold a half scale: what does not fit would come back as NaN. The largest scale is
@@ -420,7 +375,27 @@ int tensor_check_block_values(enum tensor_type type, const float *src, size_t n,
 
 bool tensor_type_is_writable(enum tensor_type type)
 {
-    return types[type].from_float != NULL;
+    return types[type].from_float || types[type].put;
+}
+
+/* Every element by itself, with scales that fit the block. */
+static void grid_from_float(enum tensor_type type, const float *src, uint8_t *bytes)
+{
+    const struct type_row *row = &types[type];
+    const struct tensor_grid *grid = &row->grid;
+    float weight[TENSOR_MOST_ELEMENTS];
+    struct tensor_block b = {0};
+    for (int i = 0; i < TENSOR_MOST_ELEMENTS; i++)
+        weight[i] = 1;
+    grid_begin_block(type, src, weight, &b);
+    for (size_t first = 0; first < row->elements; first += grid->group) {
+        struct grid_scale s =
+            grid_fit_group(type, first / grid->group, src + first, weight + first, &b);
+        float inverse = grid_inverse(s.d);
+        for (size_t i = first; i < first + grid->group; i++)
+            b.q[i] = (int8_t)grid_code(grid, s, inverse, src[i]);
+    }
+    row->put(&b, bytes);
 }
 
 int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst, struct error *err)
@@ -428,13 +403,35 @@ int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst
     const struct type_row *row = &types[type];
     uint8_t *block = dst;
 
-    if (!row->from_float)
+    if (!tensor_type_is_writable(type))
         return error_set(err, ERROR_UNSUPPORTED, "cannot write tensors of type %s",
                          tensor_type_name(type));
     int rc = row->elements > 1 ? tensor_check_block_values(type, src, n, err) : 0;
     for (size_t i = 0; i < n && rc == 0; i += row->elements, block += row->bytes)
-        row->from_float(src + i, block);
+        if (row->from_float)
+            row->from_float(src + i, block);
+        else
+            grid_from_float(type, src + i, block);
     return rc;
+}
+
+enum tensor_type tensor_type_for_rows(enum tensor_type type, uint64_t n)
+{
+    if (n % types[type].elements == 0)
+        return type;
+    switch (type) {
+    case TENSOR_Q2_K:
+    case TENSOR_Q3_K:
+        return TENSOR_Q4_0;
+    case TENSOR_Q4_K:
+        return TENSOR_Q5_0;
+    case TENSOR_Q5_K:
+        return TENSOR_Q5_1;
+    case TENSOR_Q6_K:
+        return TENSOR_Q8_0;
+    default:
+        return type;
+    }
 }
 
 const struct tensor_grid *tensor_type_grid(enum tensor_type type)
@@ -442,7 +439,24 @@ const struct tensor_grid *tensor_type_grid(enum tensor_type type)
     return types[type].put ? &types[type].grid : NULL;
 }
 
-void tensor_put_block(enum tensor_type type, float d, float m, const int8_t *q, void *dst)
+void tensor_put_block(enum tensor_type type, const struct tensor_block *block, void *dst)
 {
-    types[type].put(d, m, q, dst);
+    types[type].put(block, dst);
+}
+
+void tensor_get_block(enum tensor_type type, const void *src, struct tensor_block *ret_block)
+{
+    types[type].get(src, ret_block);
+}
+
+void tensor_q4_k_as_q4_1(const void *block, void *ret_blocks)
+{
+    struct tensor_block k;
+    uint8_t *out = ret_blocks;
+    q4_k_get(block, &k);
+    for (int g = 0; g < TENSOR_MOST_ELEMENTS / SMALL_BLOCK; g++, out += types[TENSOR_Q4_1].bytes) {
+        struct tensor_block b = {.d = k.d * (float)k.scale[g], .m = -(k.m * (float)k.min[g])};
+        memcpy(b.q, k.q + g * SMALL_BLOCK, SMALL_BLOCK);
+        q4_1_put(&b, out);
+    }
 }

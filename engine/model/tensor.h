@@ -18,6 +18,8 @@ enum tensor_type {
     TENSOR_Q5_0 = 6,
     TENSOR_Q5_1 = 7,
     TENSOR_Q8_0 = 8,
+    TENSOR_Q2_K = 10,
+    TENSOR_Q3_K = 11,
     TENSOR_Q4_K = 12,
     TENSOR_Q5_K = 13,
     TENSOR_Q6_K = 14,
@@ -57,24 +59,44 @@ void tensor_dequantize(enum tensor_type type, const void *src, size_t n, float *
 int tensor_quantize(enum tensor_type type, const float *src, size_t n, void *dst,
                     struct error *err);
 
-#define TENSOR_WRITABLE_TYPES "q8_0, q4_1, q4_0, f16, bf16, f32"
+#define TENSOR_WRITABLE_TYPES                                                                      \
+    "q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k, q2_k, f16, bf16, f32"
 bool tensor_type_is_writable(enum tensor_type type);
 
 /* That check alone, of n elements for a block type. */
 int tensor_check_block_values(enum tensor_type type, const float *src, size_t n, struct error *err);
 
-/* What the elements of a block of 32 can be: d * q + m, low <= q <= high; m is 0 without has_min. d
- * and m are kept as halves. */
+/* What rows of n elements are stored as when `type` is wanted: the type, or the nearest one of
+ * blocks of 32 where n is no multiple of 256. llama.cpp falls back the same way (but from Q2_K and
+ * Q3_K to IQ4_NL, which has the size of Q4_0). */
+enum tensor_type tensor_type_for_rows(enum tensor_type type, uint64_t n);
+
+#define TENSOR_MOST_ELEMENTS 256
+#define TENSOR_MOST_GROUPS 16
+
+/* What the elements of a block can be: d * q + m, low <= q <= high; m is 0 without has_min. Each
+ * group of elements has its d and m. Those of a block that is one group are kept as halves. The
+ * groups of a larger block share two halves D and M, and have small integers: d is D times scale, m
+ * is -M times min, scale_low <= scale <= scale_high and 0 <= min <= scale_high. */
 struct tensor_grid {
     int8_t low, high;
     bool has_min;
+    uint16_t group;                /* elements */
+    int16_t scale_low, scale_high; /* 0, 0: the block is one group */
 };
-/* Of Q8_0, Q4_0, Q4_1; NULL for types whose blocks are not such a grid or cannot be written. */
+struct tensor_block {
+    float d, m; /* D, M */
+    int8_t scale[TENSOR_MOST_GROUPS];
+    uint8_t min[TENSOR_MOST_GROUPS];
+    int8_t q[TENSOR_MOST_ELEMENTS];
+};
+/* NULL for types whose blocks are not such a grid. */
 const struct tensor_grid *tensor_type_grid(enum tensor_type type);
+/* One block of a type that has a grid: to dst, and from src. */
+void tensor_put_block(enum tensor_type type, const struct tensor_block *block, void *dst);
+void tensor_get_block(enum tensor_type type, const void *src, struct tensor_block *ret_block);
 /* A block of Q4_K as eight of Q4_1: the nibbles as they are; a group's scale and min, products of a
  * half and a 6-bit number, rounded to a half each. */
 void tensor_q4_k_as_q4_1(const void *block, void *ret_blocks);
-/* One block of a type that has a grid, q[32] to dst. */
-void tensor_put_block(enum tensor_type type, float d, float m, const int8_t *q, void *dst);
 
 #endif

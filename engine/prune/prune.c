@@ -177,6 +177,35 @@ static int prune_file(const struct prune_options *options, const struct model_fi
     return run_reconstruct(options, file, report, err);
 }
 
+static void count_type(struct prune_report *report, const struct tensor *t)
+{
+    struct prune_type_count *count = report->types;
+    while (count < report->types + PRUNE_MOST_TYPES - 1 && count->n_matrices &&
+           count->type != (int)t->type)
+        count++;
+    count->type = (int)t->type;
+    count->n_matrices++;
+    count->bytes += t->bytes;
+}
+
+/* Looks at the file that was written, which thereby is known to be one. */
+static int look_at_twin(const struct prune_options *options, struct prune_report *report,
+                        struct error *err)
+{
+    struct stat out;
+    struct model_file *file;
+    int rc = model_file_open(options->out_path, &file, err);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < model_file_n_tensors(file); i++)
+        if (model_file_tensor_at(file, i)->n_dims > 1)
+            count_type(report, model_file_tensor_at(file, i));
+    model_file_close(file);
+    if (stat(options->out_path, &out) == 0)
+        report->out_bytes = (size_t)out.st_size;
+    return 0;
+}
+
 void prune_report_free(struct prune_report *report)
 {
     mem_free(report->layers);
@@ -188,7 +217,6 @@ int prune_run(const struct prune_options *options, struct prune_report *ret_repo
 {
     struct prune_report report = {.method = options->method};
     struct model_file *file;
-    struct stat out;
     uint64_t begin = system_now_ns();
 
     int rc = model_file_open(options->model_path, &file, err);
@@ -196,14 +224,10 @@ int prune_run(const struct prune_options *options, struct prune_report *ret_repo
         return rc;
     rc = prune_file(options, file, &report, err);
     model_file_close(file);
-    if (rc) {
-        prune_report_free(&report);
-        return rc;
-    }
-    if (stat(options->out_path, &out) == 0)
-        report.out_bytes = (size_t)out.st_size;
+    if (rc == 0)
+        rc = look_at_twin(options, &report, err);
     report.seconds = (double)(system_now_ns() - begin) / 1e9;
-    if (options->report_path)
+    if (rc == 0 && options->report_path)
         rc = report_write(options->report_path, &report, err);
     if (rc)
         prune_report_free(&report);

@@ -69,6 +69,15 @@ struct held_report {
     double kl, agree, nll, nll_full;
 };
 
+/* How many of the twin's matrices are stored as a type: not all as the one asked for where rows do
+ * not fill its blocks. */
+struct prune_type_count {
+    int type; /* enum tensor_type */
+    uint32_t n_matrices;
+    size_t bytes;
+};
+#define PRUNE_MOST_TYPES 16
+
 struct prune_report {
     enum prune_method method;
     uint32_t hidden, mlp; /* kept */
@@ -78,6 +87,7 @@ struct prune_report {
                                       /*   what the basis and the kept MLP channels can give */
     double seconds;
     size_t out_bytes;
+    struct prune_type_count types[PRUNE_MOST_TYPES]; /* those that are there, then zeros */
     /* reconstruct only */
     double head_residual;
     double temperature; /* of the head, chosen on the held samples */

@@ -46,6 +46,16 @@ static void put_layers(struct buf *json, const struct prune_report *r)
     buf_append_str(json, "]");
 }
 
+static void put_types(struct buf *json, const struct prune_report *r)
+{
+    buf_append_str(json, ",\"types\":{");
+    for (size_t i = 0; i < PRUNE_MOST_TYPES && r->types[i].n_matrices; i++)
+        buf_printf(json, "%s\"%s\":{\"matrices\":%u,\"bytes\":%zu}", i ? "," : "",
+                   tensor_type_name((enum tensor_type)r->types[i].type), r->types[i].n_matrices,
+                   r->types[i].bytes);
+    buf_append_str(json, "}");
+}
+
 static void put_held(struct buf *json, const struct prune_report *r)
 {
     if (!r->held.n_tokens)
@@ -66,6 +76,7 @@ int report_write(const char *path, const struct prune_report *r, struct error *e
                prune_method_name(r->method), r->hidden, r->hidden_full, r->mlp, r->mlp_full,
                r->n_calibration_tokens, r->hidden_energy, r->mlp_energy, r->seconds, r->out_bytes,
                system_peak_rss_bytes());
+    put_types(&json, r);
     if (r->layers) {
         buf_append_str(&json, ",");
         put_number(&json, "head_residual", r->head_residual);

@@ -109,7 +109,8 @@ static enum tensor_type choose_type(const struct plan *plan, const struct cut *c
     if (t->n_dims < 2)
         return cut->columns_stored != t->dims[0] || !model_file_gguf(plan->file) ? TENSOR_F32
                                                                                  : t->type;
-    enum tensor_type type = matrix_type(plan->options, t, cut->n_columns != t->dims[0]);
+    enum tensor_type type = tensor_type_for_rows(
+        matrix_type(plan->options, t, cut->n_columns != t->dims[0]), cut->columns_stored);
     return cut->columns_stored % tensor_block_elements(type) ? TENSOR_F16 : type;
 }
 
@@ -170,7 +171,8 @@ static struct plan plan_widths(const struct prune_options *options, const struct
             continue;
         uint32_t *width = rule->columns == AXIS_HIDDEN ? &plan.hidden : &plan.mlp;
         uint32_t n = rule->columns == AXIS_HIDDEN ? kept->hidden : kept->mlp;
-        uint32_t block = tensor_block_elements(matrix_type(options, t, n != t->dims[0]));
+        enum tensor_type type = matrix_type(options, t, n != t->dims[0]);
+        uint32_t block = tensor_block_elements(tensor_type_for_rows(type, n));
         *width = (*width + block - 1) / block * block;
     }
     return plan;

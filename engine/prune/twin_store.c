@@ -193,6 +193,7 @@ int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type
     size_t n = n_rows ? n_rows : 1;
     size_t row_bytes;
     size_t bytes;
+    type = tensor_type_for_rows(type, n_columns);
     struct entry entry = {
         .tensor = {.type = type, .n_dims = n_rows ? 2 : 1, .dims = {n_columns, n, 1, 1}}};
     if (twin_store_has(s, name))

@@ -22,9 +22,9 @@ void twin_store_close(struct twin_store *store);
 void twin_store_remove(struct twin_store *store);
 
 bool twin_store_has(const struct twin_store *store, const char *name);
-/* Quantises values [n_rows][n_columns] as round_matrix does with gram, and appends them. n_rows 0:
- * a vector. What is there already stays: a run ended between two matrices of one fit solves both
- * again. */
+/* Quantises values [n_rows][n_columns] as round_matrix does with gram, and appends them, as the
+ * type that rows of n_columns take when `type` is wanted. n_rows 0: a vector. What is there already
+ * stays: a run ended between two matrices of one fit solves both again. */
 int twin_store_put(struct twin_store *store, const char *name, enum tensor_type type,
                    const float *values, size_t n_rows, size_t n_columns, const double *gram,
                    struct error *err);

@@ -15,7 +15,7 @@ from gguf import quants
 rng = np.random.default_rng(20260131)
 # bytes that hold half floats, in each block; the rest is any bits
 HALVES = {T.Q8_0: (34, [0]), T.Q4_0: (18, [0]), T.Q4_1: (20, [0, 2]), T.Q5_0: (22, [0]),
-          T.Q5_1: (24, [0, 2]), T.Q4_K: (144, [0, 2]), T.Q5_K: (176, [0, 2]), T.Q6_K: (210, [208])}
+          T.Q5_1: (24, [0, 2]), T.Q2_K: (84, [80, 82]), T.Q3_K: (110, [108]), T.Q4_K: (144, [0, 2]), T.Q5_K: (176, [0, 2]), T.Q6_K: (210, [208])}
 
 
 def record(out, kind, direction, raw, floats):

@@ -60,7 +60,7 @@ static void blocks_read_as_ggml_reads_them(void **state)
         mem_free(got);
         free_record(&r);
     }
-    assert_int_equal(n_read, 8);
+    assert_int_equal(n_read, 10);
     fclose(stream);
 }
 
@@ -100,6 +100,14 @@ static void a_round_trip_stays_within_the_types_step(void **state)
         {TENSOR_Q8_0, 0.5f / 127 + 0x1p-10f},
         {TENSOR_Q4_0, 1.0f / 8 + 0x1p-10f},     /* 8 is not among -8..7 */
         {TENSOR_Q4_1, 2 * 0.5f / 15 + 0x1p-9f}, /* the range is up to twice the magnitude */
+        /* some values clip a little so that most lie nearer */
+        {TENSOR_Q5_0, 1.0f / 8},
+        {TENSOR_Q5_1, 1.0f / 8},
+        {TENSOR_Q2_K, 1.0f / 2},
+        {TENSOR_Q3_K, 1.0f / 3},
+        {TENSOR_Q4_K, 1.0f / 6},
+        {TENSOR_Q5_K, 1.0f / 8},
+        {TENSOR_Q6_K, 1.0f / 16},
     };
     float values[256], back[256];
     uint8_t bytes[256 * 4];
@@ -118,9 +126,9 @@ static void a_round_trip_stays_within_the_types_step(void **state)
 
 static void data_may_lie_at_an_odd_address(void **state)
 {
-    static const enum tensor_type types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0,
-                                             TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1,
-                                             TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+    static const enum tensor_type types[] = {
+        TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0, TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q5_0,
+        TENSOR_Q5_1, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
     for (size_t t = 0; t < sizeof(types) / sizeof(types[0]); t++) {
         uint8_t even[1024], odd[1025];
         float a[256], b[256];
@@ -149,14 +157,69 @@ static void values_that_a_block_cannot_hold_are_refused(void **state)
     }
 }
 
-static void types_without_a_writer_say_so(void **state)
+/* Every bit of a block is somewhere in the numbers it is taken apart into. */
+static void blocks_are_put_together_as_they_were(void **state)
 {
-    struct error err = {0};
-    float values[256] = {0};
-    uint8_t bytes[256];
+    FILE *stream = open_blocks();
+    struct record r;
+    int n_blocks = 0;
+    while (next_record(stream, &r)) {
+        uint32_t size = tensor_block_bytes(r.type);
+        for (uint32_t at = 0; r.direction == 0 && at < r.n_bytes; at += size, n_blocks++) {
+            struct tensor_block b;
+            uint8_t again[256];
+            memset(again, 0xa5, sizeof(again));
+            tensor_get_block(r.type, r.bytes + at, &b);
+            tensor_put_block(r.type, &b, again);
+            assert_memory_equal(again, r.bytes + at, size);
+        }
+        free_record(&r);
+    }
+    assert_int_equal(n_blocks, 5 * 512 / 32 + 5 * 512 / 256);
+    fclose(stream);
+}
 
-    assert_int_equal(tensor_quantize(TENSOR_Q6_K, values, 256, bytes, &err), -ERROR_UNSUPPORTED);
-    assert_non_null(strstr(err.message, "Q6_K"));
+static double square_error(enum tensor_type type, const float *values)
+{
+    float back[256];
+    uint8_t bytes[1024];
+    double sum = 0;
+    assert_int_equal(tensor_quantize(type, values, 256, bytes, NULL), 0);
+    tensor_dequantize(type, bytes, 256, back);
+    for (int i = 0; i < 256; i++)
+        sum += (double)(back[i] - values[i]) * (back[i] - values[i]);
+    return sum;
+}
+
+/* Groups of sizes far apart: each type is better than that of a bit less, on either side of zero
+ * and on both. */
+static void more_bits_are_nearer(void **state)
+{
+    static const enum tensor_type types[] = {TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K,
+                                             TENSOR_Q5_K, TENSOR_Q6_K, TENSOR_Q8_0};
+    for (int shift = -1; shift <= 1; shift++) {
+        float values[256];
+        double before = 0;
+        for (int i = 0; i < 256; i++) {
+            values[i] = (sinf((float)(i * i) * 0.7f) + (float)shift) * (float)(1 + i / 16);
+            before += (double)values[i] * values[i];
+        }
+        for (size_t t = 0; t < sizeof(types) / sizeof(types[0]); t++) {
+            double error = square_error(types[t], values);
+            print_message("%s, shifted by %d: %.3g\n", tensor_type_name(types[t]), shift, error);
+            assert_true(error < before);
+            before = error;
+        }
+    }
+}
+
+static void rows_that_are_no_super_blocks_fall_back(void **state)
+{
+    assert_int_equal(tensor_type_for_rows(TENSOR_Q4_K, 512), TENSOR_Q4_K);
+    assert_int_equal(tensor_type_for_rows(TENSOR_Q4_K, 576), TENSOR_Q5_0);
+    assert_int_equal(tensor_type_for_rows(TENSOR_Q2_K, 576), TENSOR_Q4_0);
+    assert_int_equal(tensor_type_for_rows(TENSOR_Q6_K, 576), TENSOR_Q8_0);
+    assert_int_equal(tensor_type_for_rows(TENSOR_Q4_0, 576), TENSOR_Q4_0);
 }
 
 static void names_go_both_ways(void **state)
@@ -238,7 +301,9 @@ int main(void)
         cmocka_unit_test(a_round_trip_stays_within_the_types_step),
         cmocka_unit_test(data_may_lie_at_an_odd_address),
         cmocka_unit_test(values_that_a_block_cannot_hold_are_refused),
-        cmocka_unit_test(types_without_a_writer_say_so),
+        cmocka_unit_test(blocks_are_put_together_as_they_were),
+        cmocka_unit_test(more_bits_are_nearer),
+        cmocka_unit_test(rows_that_are_no_super_blocks_fall_back),
         cmocka_unit_test(names_go_both_ways),
         cmocka_unit_test(sizes_that_overflow_or_break_a_block_are_refused),
         cmocka_unit_test(every_half_is_its_value_and_comes_back),

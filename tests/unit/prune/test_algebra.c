@@ -193,8 +193,8 @@ static void copies_leave_first(void **state)
     assert_true(share > 0.99);
 }
 
-#define N_WIDE 96
-#define N_SEEN 2000
+#define N_WIDE 512
+#define N_SEEN 600
 
 /* sum |(W - rounded W) x|^2 over the rows of x, which lie near a few directions. */
 static double output_error(const float *w, const uint8_t *blocks, enum tensor_type type,
@@ -221,7 +221,9 @@ static void rounding_knows_the_inputs(void **state)
     static float x[N_SEEN * N_WIDE], w[N_OUT_ROWS * N_WIDE];
     static double gram[N_WIDE * N_WIDE];
     static uint8_t nearest[4 * N_OUT_ROWS * N_WIDE], fed[4 * N_OUT_ROWS * N_WIDE];
-    const enum tensor_type types[] = {TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q8_0};
+    const enum tensor_type types[] = {TENSOR_Q4_0, TENSOR_Q4_1, TENSOR_Q8_0, TENSOR_Q5_0,
+                                      TENSOR_Q5_1, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K,
+                                      TENSOR_Q5_K, TENSOR_Q6_K};
     uint64_t seed = 3;
     struct error err = {0};
     float directions[N_DIRECTIONS * N_WIDE];
@@ -241,7 +243,7 @@ static void rounding_knows_the_inputs(void **state)
             for (size_t j = i; j < N_WIDE; j++)
                 gram[i * N_WIDE + j] += x[r * N_WIDE + i] * x[r * N_WIDE + j];
     }
-    for (size_t t = 0; t < 3; t++) {
+    for (size_t t = 0; t < sizeof(types) / sizeof(types[0]); t++) {
         assert_int_equal(round_matrix(types[t], w, N_OUT_ROWS, N_WIDE, NULL, nearest, &err), 0);
         assert_int_equal(round_matrix(types[t], w, N_OUT_ROWS, N_WIDE, gram, fed, &err), 0);
         double before = output_error(w, nearest, types[t], x, N_OUT_ROWS);

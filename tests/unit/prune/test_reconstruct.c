@@ -182,6 +182,39 @@ static void head_has_a_type_of_its_own(void **state)
     assert_true(kl[1] < kl[0]);
 }
 
+/* K types where rows have 256 elements, what llama.cpp falls back to where not; both are counted,
+ * and the twin of more bits is nearer to the full model. */
+static void k_types_are_written_where_rows_fill_their_blocks(void **state)
+{
+    const struct files *f = *state;
+    const int types[] = {TENSOR_Q2_K, TENSOR_Q6_K};
+    const int others[] = {TENSOR_Q4_0, TENSOR_Q8_0};
+    struct tiny tiny = full_model("llama");
+    struct error err = {0};
+    double kl[2];
+    tiny.mlp = 256;
+    tiny_write_gguf(&tiny, f->full);
+    for (int i = 0; i < 2; i++) {
+        struct prune_options options = options_of(f, 1.0, 1.0);
+        struct prune_report report;
+        options.type = types[i];
+        options.head_type = TENSOR_F32;
+        if (prune_run(&options, &report, &err))
+            fail_msg("%s", err.message);
+        kl[i] = report.held.kl;
+        uint32_t n_down = 0, n_others = 0;
+        for (size_t t = 0; t < PRUNE_MOST_TYPES && report.types[t].n_matrices; t++) {
+            n_down += report.types[t].type == types[i] ? report.types[t].n_matrices : 0;
+            n_others += report.types[t].type == others[i] ? report.types[t].n_matrices : 0;
+        }
+        assert_int_equal(n_down, 2);
+        assert_int_equal(n_others, 12);
+        prune_report_free(&report);
+    }
+    print_message("KL %.2e with Q2_K, %.2e with Q6_K\n", kl[0], kl[1]);
+    assert_true(kl[1] < 0.5 * kl[0]);
+}
+
 static void too_few_tokens_are_told_with_how_many_are_needed(void **state)
 {
     const struct files *f = *state;
@@ -310,6 +343,7 @@ int main(void)
         cmocka_unit_test(full_width_loses_nothing),
         cmocka_unit_test(full_width_keeps_embedding_and_norms),
         cmocka_unit_test(head_has_a_type_of_its_own),
+        cmocka_unit_test(k_types_are_written_where_rows_fill_their_blocks),
         cmocka_unit_test(too_few_tokens_are_told_with_how_many_are_needed),
         cmocka_unit_test(narrower_twin_pairs),
         cmocka_unit_test(interrupted_run_goes_on),

@@ -11,7 +11,7 @@
 
 /* Raise it with every change of the layouts in kernels.h or of the order in which model.c packs;
  * the test of packed bytes notices the former. */
-#define PACKED_CACHE_VERSION 1
+#define PACKED_CACHE_VERSION 2
 
 struct packed_cache_key {
     uint64_t file_hash; /* model_file_hash */

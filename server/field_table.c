@@ -45,9 +45,10 @@
     "{'type':'object','maxProperties':1024,'additionalProperties':{'type':'number','minimum':"     \
     "-100,'maximum':100},'propertyNames':{'pattern':'^[0-9]{1,9}$'}}"
 #define SCHEMA_SEED "{'oneOf':[{'type':'integer'},{'type':'string','pattern':'^-?[0-9]{1,19}$'}]}"
+#define SCHEMA_SWITCH "{'type':['boolean','null']}"
 #define SCHEMA_STREAM_OPTIONS                                                                      \
-    "{'type':'object','properties':{'include_usage':{'type':'boolean'},"                           \
-    "'continuous_usage_stats':{'type':'boolean'},'include_obfuscation':{'type':'boolean'}}}"
+    "{'type':'object','properties':{'include_usage':" SCHEMA_SWITCH ",'continuous_usage_stats':"   \
+    "" SCHEMA_SWITCH ",'include_obfuscation':" SCHEMA_SWITCH "}}"
 #define SCHEMA_OVERFILL                                                                            \
     "{'type':'object','additionalProperties':false,'properties':{'decode':{'enum':['pruned',"      \
     "'refresh','verify','full']},'every':{'type':'integer','minimum':1,'maximum':256}}}"

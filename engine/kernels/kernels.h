@@ -49,10 +49,11 @@ size_t kernel_tile_bytes(enum kernel_layout layout, size_t n_blocks);
  * (tests/golden). Twelve are what two digits of a byte can hold when a weight of 4 bits and 16
  * times that weight are bytes too: v = 16 high + low, |high| <= 127, -8 <= low <= 7, and weight * v
  * = (16 weight) * high + weight * low, so that products of bytes add it up in one sum. How the 64
- * bytes of a block hold v is the table's own matter; what quantised must multiply: scalar, avx2,
- * avxvnni: int16 v[32], inputs 4g, 4g + 1, 4g + 2, 4g + 3 in the order 0, 2, 1, 3: the even and the
- * odd bytes of a packed weight are what two instructions leave in 16-bit lanes, and vpmaddwd eats a
- * pair of them with a pair of activations avx512, amx: int8 high[32], low[32] */
+ * bytes of a block hold v is the table's own matter; what quantised must multiply:
+ *   scalar, avx2, avxvnni: int16 v[32], inputs 4g, 4g + 1, 4g + 2, 4g + 3 in the order 0, 2, 1, 3.
+ *     The even and the odd bytes of a packed weight are what two instructions leave in 16-bit
+ *     lanes, and vpmaddwd eats a pair of them with a pair of activations
+ *   avx512, amx: int8 high[32], low[32] */
 struct quantized_rows {
     int16_t *q;    /* [n_rows][stride][32] */
     float *scale;  /* [n_rows][stride]; value = scale * v */

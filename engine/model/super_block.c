@@ -2,23 +2,10 @@
  * 32, and a half of a block (128 elements) has four runs. */
 #include "engine/model/super_block.h"
 
-#include <string.h>
+#include "engine/model/block_half.h"
 
 #define ELEMENTS TENSOR_MOST_ELEMENTS
 #define RUN 32
-
-static float load_half(const uint8_t *p)
-{
-    uint16_t h;
-    memcpy(&h, p, sizeof(h));
-    return half_to_float(h);
-}
-
-static void store_half(uint8_t *p, float f)
-{
-    uint16_t h = float_to_half(f);
-    memcpy(p, &h, sizeof(h));
-}
 
 /* Two bits of each element: run k of a half in bits 2k, 2k + 1 of the half's 32 bytes. */
 static int pair_of(const uint8_t *p, int i)

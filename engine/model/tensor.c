@@ -4,6 +4,7 @@
 #include "engine/model/tensor.h"
 
 #include "engine/base/mem.h"
+#include "engine/model/block_half.h"
 #include "engine/model/grid.h"
 #include "engine/model/super_block.h"
 
@@ -22,19 +23,6 @@ typedef void block_from_float_fn(const float *src, uint8_t *block);
 /* The same for types with a grid, as the numbers they are made of. */
 typedef void block_get_fn(const uint8_t *block, struct tensor_block *ret_block);
 typedef void block_put_fn(const struct tensor_block *values, uint8_t *block);
-
-static float load_half(const uint8_t *p)
-{
-    uint16_t h;
-    memcpy(&h, p, sizeof(h));
-    return half_to_float(h);
-}
-
-static void store_half(uint8_t *p, float f)
-{
-    uint16_t h = float_to_half(f);
-    memcpy(p, &h, sizeof(h));
-}
 
 static void f32_to_float(const uint8_t *block, float *dst)
 {

@@ -244,12 +244,7 @@ static int read_plain(const struct corpus *corpus, struct error *err)
 
 int corpus_read(const struct corpus *corpus, struct error *err)
 {
-    return corpus_is_rows(corpus->path) ? read_rows(corpus, err) : read_plain(corpus, err);
-}
-
-bool corpus_is_rows(const char *path)
-{
-    return path_is_jsonl(path);
+    return path_is_jsonl(corpus->path) ? read_rows(corpus, err) : read_plain(corpus, err);
 }
 
 int corpus_find_template(const char *name, const struct vocab *vocab,

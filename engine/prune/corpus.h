@@ -32,7 +32,6 @@ struct corpus {
 };
 
 int corpus_read(const struct corpus *corpus, struct error *err);
-bool corpus_is_rows(const char *path); /* .jsonl or .jsonl.gz */
 /* The template of this name; of no name the model's own, or NULL where that is none we know: plain
  * text needs none. Static storage. */
 int corpus_find_template(const char *name, const struct vocab *vocab,

@@ -4,6 +4,7 @@
 #include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/kernels/kernels.h"
+#include "engine/prune/jsonl.h"
 
 /* Shorter ones have no prompt of a page and an answer worth fitting to. */
 #define MIN_SAMPLE_TOKENS 64
@@ -63,22 +64,31 @@ struct filling {
     bool hold;
 };
 
+/* How many of n tokens one sample takes. */
+static size_t sample_length(const struct filling *filling, size_t n)
+{
+    size_t n_left = filling->end - filling->set->tokens.n;
+    n = n < SAMPLE_TOKENS ? n : SAMPLE_TOKENS;
+    return n < n_left ? n : n_left;
+}
+
+static int append_sample(const struct filling *filling, const int32_t *ids, size_t n,
+                         size_t n_prompt, struct error *err)
+{
+    int rc = token_list_append(&filling->set->tokens, ids, n, err);
+    return rc ? rc : add_sample(filling->set, (uint32_t)n, n_prompt, filling->hold, err);
+}
+
 /* One sample of a row; too short ones, and chats without an answer, are left out. */
 static int add_row(void *user, const struct token_list *ids, size_t n_prompt, bool *ret_enough,
                    struct error *err)
 {
-    struct filling *filling = user;
-    struct sample_set *set = filling->set;
-    size_t n_left = filling->end - set->tokens.n;
-    size_t n = ids->n < SAMPLE_TOKENS ? ids->n : SAMPLE_TOKENS;
-    n = n < n_left ? n : n_left;
+    const struct filling *filling = user;
+    size_t n = sample_length(filling, ids->n);
     int rc = 0;
-    if (n >= MIN_SAMPLE_TOKENS && n_prompt + MIN_ANSWER_TOKENS <= n) {
-        rc = token_list_append(&set->tokens, ids->ids, n, err);
-        if (rc == 0)
-            rc = add_sample(set, (uint32_t)n, n_prompt, filling->hold, err);
-    }
-    *ret_enough = set->tokens.n >= filling->end;
+    if (n >= MIN_SAMPLE_TOKENS && n_prompt + MIN_ANSWER_TOKENS <= n)
+        rc = append_sample(filling, ids->ids, n, n_prompt, err);
+    *ret_enough = filling->set->tokens.n >= filling->end;
     return rc;
 }
 
@@ -86,18 +96,13 @@ static int add_row(void *user, const struct token_list *ids, size_t n_prompt, bo
 static int add_text(void *user, const struct token_list *ids, size_t n_prompt, bool *ret_enough,
                     struct error *err)
 {
-    struct filling *filling = user;
-    struct sample_set *set = filling->set;
+    const struct filling *filling = user;
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < ids->n;) {
-        size_t n_left = filling->end - set->tokens.n;
-        size_t n = ids->n - i < SAMPLE_TOKENS ? ids->n - i : SAMPLE_TOKENS;
-        n = n < n_left ? n : n_left;
+        size_t n = sample_length(filling, ids->n - i);
         if (n < MIN_SAMPLE_TOKENS)
             break;
-        rc = token_list_append(&set->tokens, ids->ids + i, n, err);
-        if (rc == 0)
-            rc = add_sample(set, (uint32_t)n, 0, filling->hold, err);
+        rc = append_sample(filling, ids->ids + i, n, 0, err);
         i += n;
     }
     *ret_enough = true;
@@ -114,7 +119,7 @@ static int read_file(const char *path, const struct corpus_text *how, size_t end
         .path = path,
         .how = *how,
         .n_tokens = end - set->tokens.n,
-        .each = corpus_is_rows(path) ? add_row : add_text,
+        .each = path_is_jsonl(path) ? add_row : add_text,
         .user = &filling,
     };
     int rc = corpus_read(&corpus, err);

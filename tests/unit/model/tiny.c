@@ -5,6 +5,7 @@
 #include "tests/unit/check.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef void tensor_fn(void *user, const char *name, uint32_t n_dims, const uint64_t *dims);
@@ -212,4 +213,17 @@ void tiny_write_gguf(const struct tiny *tiny, const char *path)
     tiny_each_tensor(tiny, write_tensor, &target);
     if (gguf_writer_finish(target.writer, &err))
         fail_msg("%s", err.message);
+}
+
+char *tiny_read_file(const char *path, size_t *ret_n)
+{
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *ret_n = (size_t)ftell(f);
+    rewind(f);
+    char *data = malloc(*ret_n);
+    assert_int_equal(fread(data, 1, *ret_n, f), *ret_n);
+    fclose(f);
+    return data;
 }

@@ -34,4 +34,7 @@ void tiny_each_tensor(const struct tiny *tiny,
                                  const uint64_t *dims),
                       void *user);
 
+/* All bytes of a file that was made; the caller frees them. */
+char *tiny_read_file(const char *path, size_t *ret_n);
+
 #endif

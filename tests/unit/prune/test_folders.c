@@ -372,19 +372,6 @@ static void exact_widths_are_not_rounded(void **state)
     expect_widths(64, 32);
 }
 
-static char *read_whole(const char *path, size_t *ret_n)
-{
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    fseek(f, 0, SEEK_END);
-    *ret_n = (size_t)ftell(f);
-    rewind(f);
-    char *data = malloc(*ret_n);
-    assert_int_equal(fread(data, 1, *ret_n, f), *ret_n);
-    fclose(f);
-    return data;
-}
-
 /* The twin solved for from a folder and from its GGUF file are the same bytes; nothing else is left
  * behind, also where it cannot be made. */
 static void a_twin_is_solved_for_from_a_folder(void **state)
@@ -416,11 +403,11 @@ static void a_twin_is_solved_for_from_a_folder(void **state)
         o.n_calibration = 1;
         prune_to_gguf(&o);
         expect_widths(32, 32);
-        char *twin = read_whole(gguf_path, &n);
+        char *twin = tiny_read_file(gguf_path, &n);
         assert_int_equal(access(rest, F_OK), -1);
         o.model_path = copy;
         prune_to_gguf(&o);
-        char *other = read_whole(gguf_path, &n_other);
+        char *other = tiny_read_file(gguf_path, &n_other);
         assert_int_equal(n, n_other);
         assert_memory_equal(twin, other, n);
         free(twin);

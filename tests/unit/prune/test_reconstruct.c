@@ -266,19 +266,6 @@ static void narrower_twin_pairs(void **state)
     assert_true(kl[1] < kl[0]);
 }
 
-static char *read_file(const char *path, size_t *ret_n)
-{
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    fseek(f, 0, SEEK_END);
-    *ret_n = (size_t)ftell(f);
-    rewind(f);
-    char *data = malloc(*ret_n);
-    assert_int_equal(fread(data, 1, *ret_n, f), *ret_n);
-    fclose(f);
-    return data;
-}
-
 /* Ended at any allocation, the run says why; the next one goes on and writes the same bytes. */
 static void interrupted_run_goes_on(void **state)
 {
@@ -294,7 +281,7 @@ static void interrupted_run_goes_on(void **state)
         options.n_tokens = 6000;
         assert_int_equal(prune_run(&options, &report, &err), 0);
         prune_report_free(&report);
-        char *bytes = read_file(f->twin, &n);
+        char *bytes = tiny_read_file(f->twin, &n);
         mem_fail_at(0);
         assert_int_equal(prune_run(&options, &report, &err), 0);
         prune_report_free(&report);
@@ -311,7 +298,7 @@ static void interrupted_run_goes_on(void **state)
                 fail_msg("%s", err.message);
             prune_report_free(&report);
             assert_true(access(f->layers, F_OK) != 0);
-            char *again = read_file(f->twin, &n_again);
+            char *again = tiny_read_file(f->twin, &n_again);
             assert_int_equal(n_again, n);
             assert_memory_equal(again, bytes, n);
             free(again);

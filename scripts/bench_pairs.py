@@ -8,7 +8,6 @@ import os
 import pathlib
 import random
 import re
-import selectors
 import shutil
 import statistics
 import subprocess
@@ -111,23 +110,12 @@ def measure_load(args) -> dict:
 
 def run_streams(server, mode: str, n: int, n_prompt: int, n_tokens: int) -> list:
     """n requests at once; the arrivals of each one's tokens, from when it was sent."""
-    selector = selectors.DefaultSelector()
     streams = []
     for _ in range(n):
         prompt = [random.randrange(1000, 100000) for _ in range(n_prompt)]
         body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True, "overfill": {"decode": mode}}
         streams.append(bench_sched.Stream(server, "/v1/completions", body))
-    for stream in streams:
-        selector.register(stream.socket, selectors.EVENT_READ, stream)
-    left = n
-    while left:
-        for key, _ in selector.select(1):
-            handle = key.data.socket
-            fileno = key.fd
-            key.data.read()
-            if key.data.ended:
-                selector.unregister(fileno if handle.fileno() < 0 else handle)
-                left -= 1
+    bench_sched.read_to_end(streams)
     return [[t - s.began for t in s.arrivals] for s in streams]
 
 

@@ -166,13 +166,26 @@ class Load:
         return result
 
     def step(self, timeout: float) -> None:
-        for key, _ in self.selector.select(timeout):
-            stream = key.data
-            self_socket = stream.socket
-            fileno = key.fd
-            stream.read()
-            if stream.ended:
-                self.selector.unregister(fileno if self_socket.fileno() < 0 else self_socket)
+        read_once(self.selector, timeout)
+
+
+def read_once(selector, timeout: float) -> None:
+    """What the selector's streams have; those that end leave it."""
+    for key, _ in selector.select(timeout):
+        stream = key.data
+        handle = stream.socket
+        fileno = key.fd
+        stream.read()
+        if stream.ended:
+            selector.unregister(fileno if handle.fileno() < 0 else handle)
+
+
+def read_to_end(streams: list) -> None:
+    selector = selectors.DefaultSelector()
+    for stream in streams:
+        selector.register(stream.socket, selectors.EVENT_READ, stream)
+    while any(not stream.ended for stream in streams):
+        read_once(selector, 1)
 
 
 def measure_gaps(server: Server, seconds: float) -> dict:

@@ -6,7 +6,6 @@ construction, which the run shows. Speed is a server's with 1 and 16 streams of 
 import argparse
 import json
 import pathlib
-import selectors
 import statistics
 import subprocess
 import sys
@@ -63,17 +62,8 @@ def usage_of(stream: bench_sched.Stream) -> dict:
 
 def speed(server, mode: str, every: int, n: int) -> dict:
     """Tokens a second from the first token of all streams on: prefill does not count."""
-    selector = selectors.DefaultSelector()
     streams = [chat(server, mode, every, i) for i in range(n)]
-    for stream in streams:
-        selector.register(stream.socket, selectors.EVENT_READ, stream)
-    while any(not s.ended for s in streams):
-        for key, _ in selector.select(1):
-            handle = key.data.socket
-            fileno = key.fd
-            key.data.read()
-            if key.data.ended:
-                selector.unregister(fileno if handle.fileno() < 0 else handle)
+    bench_sched.read_to_end(streams)
     begin = max(s.arrivals[1] for s in streams)
     times = sorted(t for s in streams for t in s.arrivals if t > begin)
     usages = [usage_of(s) for s in streams]

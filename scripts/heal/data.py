@@ -80,6 +80,7 @@ class Batches:
         self.seed = seed
         self.epoch = None
         self.batches = []
+        self.counts = []  # batches of each epoch that was made
 
     def _fill(self, epoch):
         chance = random.Random(f"{self.seed} {epoch}")
@@ -101,17 +102,23 @@ class Batches:
             batches.append(batch)
         chance.shuffle(batches)
         self.epoch, self.batches = epoch, batches
+        if epoch == len(self.counts):
+            self.counts.append(len(batches))
+
+    def _count(self, epoch):
+        if epoch == len(self.counts):
+            self._fill(epoch)
+        return self.counts[epoch]
 
     def __getitem__(self, i):
         """Batch i of all, counted from the first epoch on."""
         epoch = 0
-        while True:
-            if self.epoch != epoch:
-                self._fill(epoch)
-            if i < len(self.batches):
-                return pad(self.batches[i])
-            i -= len(self.batches)
+        while i >= self._count(epoch):
+            i -= self.counts[epoch]
             epoch += 1
+        if self.epoch != epoch:
+            self._fill(epoch)
+        return pad(self.batches[i])
 
 
 def held_batches(documents, options, n):

@@ -18,10 +18,10 @@ class Model:
     def __init__(self, path):
         self.path = path
         self.reader = GGUFReader(path)
-        arch = self._value("general.architecture")
+        arch = self.value("general.architecture")
         if arch != "llama":
             raise ValueError(f"{path}: general.architecture is {arch}, healing knows llama only")
-        get = lambda key, default=None: self._value(f"{arch}.{key}", default)
+        get = lambda key, default=None: self.value(f"{arch}.{key}", default)
         heads = get("attention.head_count")
         hidden = get("embedding_length")
         self.shape = Shape(
@@ -34,7 +34,7 @@ class Model:
             dequantize(t.data, t.tensor_type), dtype=numpy.float32)) for t in self.reader.tensors}
         self.rope_factors = self.weights.pop("rope_freqs.weight", None)
 
-    def _value(self, key, default=None):
+    def value(self, key, default=None):
         field = self.reader.get_field(key)
         if field is None and default is None:
             raise ValueError(f"{self.path}: {key} is missing")
@@ -54,7 +54,7 @@ def check_pair(full, twin):
 def write(path, twin, tensors, notes):
     """The twin's file with these tensors in place of its own: {name: (type's name, numpy bytes or
     floats)}; notes: {key: text} about how it was made."""
-    writer = GGUFWriter(path, twin._value("general.architecture"))
+    writer = GGUFWriter(path, twin.value("general.architecture"))
     for key, field in twin.reader.fields.items():
         if key.startswith("GGUF.") or key in notes or key == "general.architecture":
             continue

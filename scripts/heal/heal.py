@@ -14,9 +14,9 @@ import yaml
 import data
 import files
 import grid
+import loss
 import model as llama
 from curve import draw
-from loss import vocabulary_loss
 from twin import Twin
 
 HELD = 16  # documents that are never trained on
@@ -78,11 +78,11 @@ class Trainer:
         theirs = states.gather(1, clipped[:, :, None].expand(-1, -1, states.shape[2]))[is_target]
         following = tokens.gather(1, (clipped + 1).clamp(max=tokens.shape[1] - 1))[is_target]
         mine = mine[is_target]
-        loss, sums = vocabulary_loss(mine, llama.head(self.twin.seen), theirs, llama.head(self.full),
+        value, sums = loss.vocabulary_loss(mine, llama.head(self.twin.seen), theirs, llama.head(self.full),
                                      following, objective.split("+")[0])
         if objective == "kl+hidden":
-            loss = loss + (mine.float() - theirs.float()).square().mean(1).sum()
-        return loss, sums
+            value = value + (mine.float() - theirs.float()).square().mean(1).sum()
+        return value, sums
 
     def set_rate(self):
         r, steps = self.recipe, self.recipe["steps"]
@@ -98,8 +98,8 @@ class Trainer:
         n = sum(b.n_targets for b in batches)
         sums = torch.zeros(3, dtype=torch.float64)
         for batch in batches:
-            loss, part = self.run(batch.to(self.device), self.recipe["objective"])
-            (loss / n).backward()
+            value, part = self.run(batch.to(self.device), self.recipe["objective"])
+            (value / n).backward()
             sums += part
         self.twin.pull()
         self.share_gradients()
@@ -141,6 +141,17 @@ class Trainer:
         self.step = state["step"]
         self.twin.load(state["twin"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def go_on_from(self, path):
+        """Weights, scales (relative to the twin's first ones) and the optimiser's moments of a run that ended;
+        steps and rates are this recipe's."""
+        state = torch.load(path, map_location="cpu")
+        for key in ("type", "head_type"):
+            if state["recipe"][key] != self.recipe[key]:
+                raise ValueError(f"{path}: {key} {state['recipe'][key]}, this recipe has {self.recipe[key]}")
+        self.twin.load(state["twin"])
+        self.optimizer.load_state_dict({**state["optimizer"],
+                                        "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
 class Log:
@@ -195,6 +206,10 @@ def parse(argv):
     p.add_argument("--stop-after", type=int, metavar="N", help="save and end after so many steps")
     p.add_argument("--measure-every", type=int, default=25, metavar="N")
     p.add_argument("--save-every", type=float, default=300, metavar="SECONDS")
+    p.add_argument("--after", metavar="FILE", help="go on from OUT.state of another run of the same "
+                   "--twin, as a next stage with a recipe and data of its own")
+    p.add_argument("--compile", action="store_true",
+                   help="compile the loss (PyTorch 2 and a C++ compiler): a fifth faster on a CPU")
     p.add_argument("--fresh", action="store_true", help="begin anew, whatever OUT.state holds")
     p.add_argument("--threads", type=int)
     return p.parse_args(argv)
@@ -216,7 +231,7 @@ def train(args):
     files.check_pair(full, start)
     trainer = Trainer(full, start, recipe, device, torch.bfloat16 if fast else torch.float32)
     documents = data.read_documents(args.data)
-    spread = max(1, len(documents) // HELD)
+    spread = max(2, len(documents) // HELD)
     held = data.held_batches(documents[::spread], recipe["data"], HELD)
     documents = [d for i, d in enumerate(documents) if i % spread]
     batches = data.Batches(documents, recipe["data"], recipe["seed"])
@@ -224,6 +239,10 @@ def train(args):
     resumes = os.path.exists(state) and not args.fresh
     if resumes:
         trainer.load(state)
+    elif args.after:
+        trainer.go_on_from(args.after)
+    if args.compile:
+        loss.compare = torch.compile(loss.compare, dynamic=True)
     log = Log(args.out + f".curve{rank or ''}.jsonl", not resumes)
     end = recipe["steps"] if args.stop_after is None else min(recipe["steps"], args.stop_after)
     if not resumes:

@@ -4,7 +4,21 @@ softmax(twin) - softmax(full), for cross-entropy softmax(twin) - one_hot(next to
 
 import torch
 
-ROWS = 256
+ROWS = 1024
+
+
+def compare(own, full, following, is_ce):
+    """Logits [n, vocabulary] of both to (the loss's gradient in own, KL, agreement, NLL: sums)."""
+    s = torch.log_softmax(own.float(), 1)
+    t = torch.log_softmax(full.float(), 1)
+    p = t.exp()
+    target = following[:, None]
+    kl = (p * (t - s)).sum()
+    agree = (s.argmax(1) == t.argmax(1)).sum()
+    nll = -s.gather(1, target).sum()
+    q = s.exp()
+    grad = q.scatter_add(1, target, torch.full_like(target, -1, dtype=q.dtype)) if is_ce else q - p
+    return grad.to(own.dtype), kl, agree, nll
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -18,19 +32,9 @@ class VocabularyLoss(torch.autograd.Function):
         sums = torch.zeros(3, dtype=torch.float64)
         for at in range(0, states.shape[0], ROWS):
             rows = slice(at, at + ROWS)
-            s = torch.log_softmax((states[rows] @ weight.T).float(), 1)
-            t = torch.log_softmax((full_states[rows] @ full_weight.T).float(), 1)
-            p = t.exp()
-            target = following[rows, None]
-            sums[0] += (p * (t - s)).sum().double().cpu()
-            sums[1] += (s.argmax(1) == t.argmax(1)).sum().double().cpu()
-            sums[2] -= s.gather(1, target).sum().double().cpu()
-            grad = s.exp_()
-            if objective == "ce":
-                grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
-            else:
-                grad -= p
-            grad = grad.to(states.dtype)
+            grad, *part = compare(states[rows] @ weight.T, full_states[rows] @ full_weight.T,
+                                  following[rows], objective == "ce")
+            sums += torch.stack([x.double().cpu() for x in part])
             d_states[rows] = grad @ weight
             d_weight += grad.T @ states[rows]
         ctx.save_for_backward(d_states, d_weight.to(weight.dtype))

@@ -61,23 +61,26 @@ def attend(q, k, v, mask):
     return torch.softmax(score.masked_fill(~mask, float("-inf")), -1).to(v.dtype) @ v
 
 
-def layer(shape, w, i, x, turn, mask, before):
-    """One layer over x [batch, tokens, hidden]; before: keys and values in front of its own, or None.
-    Returns the new x and its own (k, v)."""
+def weights_of(w, i):
+    return {part: w[f"blk.{i}.{part}.weight"] for part in MATRICES + NORMS}
+
+
+def layer(shape, w, x, turn, mask, before):
+    """One layer of weights w over x [batch, tokens, hidden]; before: keys and values in front of its own,
+    or None. Returns the new x and its own (k, v)."""
     batch, n, _ = x.shape
-    name = lambda part: w[f"blk.{i}.{part}.weight"]
     split = lambda y: y.view(batch, n, -1, shape.head_dim).transpose(1, 2)
-    h = rms_norm(x, name("attn_norm"), shape.eps)
-    q = rotate(split(F.linear(h, name("attn_q"))), turn)
-    k = rotate(split(F.linear(h, name("attn_k"))), turn)
-    v = split(F.linear(h, name("attn_v")))
+    h = rms_norm(x, w["attn_norm"], shape.eps)
+    q = rotate(split(F.linear(h, w["attn_q"])), turn)
+    k = rotate(split(F.linear(h, w["attn_k"])), turn)
+    v = split(F.linear(h, w["attn_v"]))
     keys, values = (k, v) if before is None else (
         torch.cat((before[0], k), 2), torch.cat((before[1], v), 2))
     y = attend(q, keys, values, mask).transpose(1, 2).reshape(batch, n, -1)
-    x = x + F.linear(y, name("attn_output"))
-    h = rms_norm(x, name("ffn_norm"), shape.eps)
-    y = F.silu(F.linear(h, name("ffn_gate"))) * F.linear(h, name("ffn_up"))
-    return x + F.linear(y, name("ffn_down")), (k, v)
+    x = x + F.linear(y, w["attn_output"])
+    h = rms_norm(x, w["ffn_norm"], shape.eps)
+    y = F.silu(F.linear(h, w["ffn_gate"])) * F.linear(h, w["ffn_up"])
+    return x + F.linear(y, w["ffn_down"]), (k, v)
 
 
 def head(w):
@@ -94,7 +97,7 @@ def read_all(shape, w, rope, tokens):
     x = F.embedding(tokens, w["token_embd.weight"])
     kv = []
     for i in range(shape.layers):
-        x, own = layer(shape, w, i, x, turn, mask, None)
+        x, own = layer(shape, weights_of(w, i), x, turn, mask, None)
         kv.append(own)
     return rms_norm(x, w["output_norm.weight"], shape.eps), kv
 
@@ -112,6 +115,6 @@ def read_behind(shape, w, rope, tokens, starts, kv, recompute=False):
     x = F.embedding(tokens, w["token_embd.weight"])
     for i in range(shape.layers):
         before = (kv[i][0][:, :, :most], kv[i][1][:, :, :most]) if most else None
-        run = lambda x, i=i, before=before: layer(shape, w, i, x, turn, mask, before)[0]
+        run = lambda x, i=i, before=before: layer(shape, weights_of(w, i), x, turn, mask, before)[0]
         x = checkpoint(run, x, use_reentrant=False) if recompute else run(x)
     return rms_norm(x, w["output_norm.weight"], shape.eps)

@@ -142,6 +142,10 @@ def run(tmp_path, recipe_path, documents, out, *more):
     return done
 
 
+def curve(path):
+    return [json.loads(line) for line in open(path)]
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, recipe, documents):
     write_model(tmp_path / "full.gguf", 1)
     write_model(tmp_path / "twin.gguf", 2, hidden=32)
@@ -153,9 +157,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, recipe, documents):
     assert [t.name for t in a.tensors] == [t.name for t in b.tensors]
     for x, y in zip(a.tensors, b.tensors):
         assert numpy.array_equal(x.data, y.data), x.name
-    steps = [json.loads(line)["step"] for line in open(tmp_path / "parts.gguf.curve.jsonl")
-             if "held" not in line]
+    steps = [row["step"] for row in curve(tmp_path / "parts.gguf.curve.jsonl") if "held" not in row]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_next_stage_begins_where_the_last_one_ended(tmp_path, recipe, documents):
+    write_model(tmp_path / "full.gguf", 1)
+    write_model(tmp_path / "twin.gguf", 2, hidden=32)
+    assert run(tmp_path, recipe(), documents, "first.gguf").returncode == 0
+    state = str(tmp_path / "first.gguf.state")
+    next_stage = recipe(steps=2, rate=1e-3, seed=5)
+    assert run(tmp_path, next_stage, documents, "second.gguf", "--after", state).returncode == 0
+    ended, begun = curve(tmp_path / "first.gguf.curve.jsonl")[-1], curve(tmp_path / "second.gguf.curve.jsonl")[0]
+    assert begun == {"step": 0, "held": ended["held"]}
+    done = run(tmp_path, recipe(type="q5_0"), documents, "third.gguf", "--after", state)
+    assert done.returncode == 1 and "type q4_0, this recipe has q5_0" in done.stderr
+
+
+def test_few_documents_are_not_all_held_back(tmp_path, recipe, documents):
+    write_model(tmp_path / "full.gguf", 1)
+    write_model(tmp_path / "twin.gguf", 2, hidden=32)
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(open(documents).readlines()[:10]))
+    done = run(tmp_path, recipe(), str(few), "few.gguf")
+    assert done.returncode == 0, done.stderr
 
 
 def test_models_that_are_no_pair_are_refused_by_name(tmp_path, recipe, documents):

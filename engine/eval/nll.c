@@ -11,7 +11,7 @@
 
 /* What is known of a scored token. */
 struct token_measure {
-    float nll, kl;
+    float nll, kl, full_nll;
     bool agrees; /* with the full model on the likeliest token */
 };
 
@@ -82,6 +82,7 @@ static void see_alone(void *user, uint32_t choice, uint32_t i_token, const float
     struct token_measure *m = measure_of(n, slot, i_token);
     int32_t likeliest;
     weigh(logits, n_vocab, token_of(n, slot, i_token), &likeliest, &m->nll);
+    m->full_nll = m->nll;
     m->agrees = true;
 }
 
@@ -127,6 +128,7 @@ static void see_system(void *user, uint32_t choice, uint32_t i_token, const floa
             best = i;
     }
     m->kl = (float)kl;
+    m->full_nll = -row[token_of(n, slot, t)];
     m->agrees = likeliest == (int32_t)best;
 }
 
@@ -248,6 +250,7 @@ static int fill_report(struct nll *n, struct error *err)
             values[0] += (double)m->nll;
             values[1] += (double)m->kl;
             values[2] += m->agrees;
+            report->full_nll += (double)m->full_nll / ((double)n->documents.n * n->n_score);
         }
         for (size_t m = 0; m < 3; m++)
             values[m] /= n->n_score;

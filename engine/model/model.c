@@ -53,15 +53,14 @@ static enum matrix_type choose_type(const struct model *model, const struct row_
 {
     if (model->weights == MODEL_WEIGHTS_F32)
         return MATRIX_F32;
-    if (model->weights == MODEL_WEIGHTS_Q8 || n_in % KERNEL_BLOCK)
+    if (model->weights == MODEL_WEIGHTS_Q8)
         return MATRIX_Q8;
     enum matrix_type type = MATRIX_Q4;
-    for (uint32_t r = 0; r < n_rows; r++) {
-        if (!rows[r].tensor || rows[r].tensor->type == TENSOR_Q4_0)
-            continue;
-        if (rows[r].tensor->type != TENSOR_Q4_1 && rows[r].tensor->type != TENSOR_Q4_K)
-            return MATRIX_Q8;
-        type = MATRIX_Q4_MIN;
+    for (uint32_t r = 0; r < n_rows && type != MATRIX_Q8; r++) {
+        enum matrix_type row =
+            rows[r].tensor ? matrix_type_for(rows[r].tensor->type, n_in) : MATRIX_Q4;
+        if (row != MATRIX_Q4)
+            type = row;
     }
     return type;
 }

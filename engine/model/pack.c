@@ -131,6 +131,15 @@ static void pack_tile_f32(const struct row_source *rows, const struct matrix *m,
             tensor_dequantize(rows[r].tensor->type, row_data(&rows[r]), m->n_in, out + r * m->n_in);
 }
 
+enum matrix_type matrix_type_for(enum tensor_type source, uint32_t n_in)
+{
+    if (n_in % KERNEL_BLOCK)
+        return MATRIX_Q8;
+    if (source == TENSOR_Q4_0)
+        return MATRIX_Q4;
+    return source == TENSOR_Q4_1 || source == TENSOR_Q4_K ? MATRIX_Q4_MIN : MATRIX_Q8;
+}
+
 bool matrix_keeps_exactly(enum matrix_type type, enum tensor_type source)
 {
     return type == MATRIX_F32 ||

@@ -18,6 +18,8 @@ int matrix_alloc(enum matrix_type type, uint32_t n_rows, uint32_t n_in, struct w
  * be Q4_0, Q4_MIN one of Q4_0, Q4_1 and Q4_K. */
 int matrix_fill(const struct matrix *matrix, const struct row_source *rows, size_t tile_begin,
                 size_t tile_end, struct error *err);
+/* The narrowest matrix that holds rows of n_in elements of that type, not MATRIX_F32. */
+enum matrix_type matrix_type_for(enum tensor_type source, uint32_t n_in);
 /* Do rows of that type, packed and unpacked, come back as tensor_dequantize gives them? */
 bool matrix_keeps_exactly(enum matrix_type type, enum tensor_type source);
 /* One row as floats to out[n_in]. */

@@ -1,11 +1,39 @@
 /* What a twin's file says of itself: the source's metadata with the twin's sizes, and how it was
  * made.
  */
+#include "engine/model/gguf.h"
 #include "engine/model/gguf_write.h"
 #include "engine/prune/prune_internal.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
+
+#define SOURCE_KEY "overfill.prune.source_hash"
+#define CALIBRATION_KEY "overfill.prune.calibration_hash"
+
+static bool has_hash(const struct gguf_file *gguf, const char *key, uint64_t hash)
+{
+    char expected[20];
+    struct vocab_string found = {0};
+    struct error err;
+    int len = snprintf(expected, sizeof(expected), "%016" PRIx64, hash);
+    return gguf_get_string(gguf, key, GGUF_OPTIONAL, &found, &err) == 0 &&
+           found.len == (uint32_t)len && memcmp(found.data, expected, found.len) == 0;
+}
+
+bool prune_is_twin_of(const char *path, uint64_t source_hash, uint64_t calibration_hash)
+{
+    struct model_file *file;
+    struct error err;
+    if (model_file_open(path, &file, &err))
+        return false;
+    const struct gguf_file *gguf = model_file_gguf(file);
+    bool is_twin = gguf && has_hash(gguf, SOURCE_KEY, source_hash) &&
+                   has_hash(gguf, CALIBRATION_KEY, calibration_hash);
+    model_file_close(file);
+    return is_twin;
+}
 
 void twin_metadata(const struct model_file *file, const char *method, uint32_t hidden, uint32_t mlp,
                    uint64_t calibration_hash, struct gguf_writer *writer)
@@ -34,9 +62,9 @@ void twin_metadata(const struct model_file *file, const char *method, uint32_t h
     gguf_writer_set_string(writer, "general.name", text);
     gguf_writer_set_string(writer, "overfill.prune.method", method);
     snprintf(text, sizeof(text), "%016" PRIx64, model_file_hash(file));
-    gguf_writer_set_string(writer, "overfill.prune.source_hash", text);
+    gguf_writer_set_string(writer, SOURCE_KEY, text);
     snprintf(text, sizeof(text), "%016" PRIx64, calibration_hash);
-    gguf_writer_set_string(writer, "overfill.prune.calibration_hash", text);
+    gguf_writer_set_string(writer, CALIBRATION_KEY, text);
     gguf_writer_set_u32(writer, "overfill.prune.hidden", hidden);
     gguf_writer_set_u32(writer, "overfill.prune.mlp", mlp);
 }

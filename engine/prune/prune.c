@@ -14,8 +14,12 @@ const char *prune_method_name(enum prune_method method)
     return method == PRUNE_MINITRON ? "minitron" : "reconstruct";
 }
 
-static int read_calibration(const struct prune_options *options, const struct model_file *file,
-                            struct sample_set *ret_samples, struct error *err)
+struct prune_calibration {
+    struct sample_set samples;
+};
+
+static int read_samples(const struct prune_options *options, const struct model_file *file,
+                        struct sample_set *ret_samples, struct error *err)
 {
     struct tokenizer *tokenizer = NULL;
     struct corpus_text how = {0};
@@ -35,28 +39,79 @@ static int read_calibration(const struct prune_options *options, const struct mo
     return rc;
 }
 
+int prune_calibration_read(const struct prune_options *options,
+                           struct prune_calibration **ret_calibration, struct error *err)
+{
+    struct model_file *file;
+    struct prune_calibration *calibration = mem_calloc(1, sizeof(*calibration));
+    if (!calibration)
+        return error_memory(err, "calibration", sizeof(*calibration));
+    int rc = model_file_open(options->model_path, &file, err);
+    if (rc == 0) {
+        rc = read_samples(options, file, &calibration->samples, err);
+        model_file_close(file);
+    }
+    if (rc) {
+        mem_free(calibration);
+        return rc;
+    }
+    *ret_calibration = calibration;
+    return 0;
+}
+
+void prune_calibration_free(struct prune_calibration *calibration)
+{
+    if (!calibration)
+        return;
+    samples_free(&calibration->samples);
+    mem_free(calibration);
+}
+
+size_t prune_calibration_tokens(const struct prune_calibration *calibration)
+{
+    return calibration->samples.tokens.n;
+}
+
+uint64_t prune_calibration_hash(const struct prune_calibration *calibration)
+{
+    return calibration->samples.hash;
+}
+
+/* The samples that were read before, or those of the files, which go to *own: the caller frees it.
+ */
+static int find_samples(const struct prune_options *options, const struct model_file *file,
+                        struct sample_set *own, const struct sample_set **ret_samples,
+                        struct error *err)
+{
+    int rc = options->samples ? 0 : read_samples(options, file, own, err);
+    if (rc == 0)
+        *ret_samples = options->samples ? &options->samples->samples : own;
+    return rc;
+}
+
 static int choose_channels(const struct prune_options *options, const struct model_file *file,
                            struct prune_report *report, struct kept *ret_kept, uint64_t *ret_hash,
                            struct error *err)
 {
-    struct sample_set samples = {0};
+    struct sample_set own = {0};
+    const struct sample_set *samples = &own;
     struct importance importance = {0};
 
     if (options->keep_path)
         return kept_read(options->keep_path, model_file_params(file), ret_kept, err);
     if (report->hidden == report->hidden_full && report->mlp == report->mlp_full)
         return kept_first(report->n_layers, report->hidden, report->mlp, ret_kept, err);
-    int rc = read_calibration(options, file, &samples, err);
+    int rc = find_samples(options, file, &own, &samples, err);
     if (rc == 0)
-        rc = room_check_memory(file, &samples, err);
+        rc = room_check_memory(file, samples, err);
     if (rc == 0)
-        rc = importance_measure(options, file, &samples, &importance, err);
+        rc = importance_measure(options, file, samples, &importance, err);
     if (rc == 0)
         rc = kept_choose(&importance, report->hidden, report->mlp, ret_kept, err);
-    report->n_calibration_tokens = samples.tokens.n;
-    *ret_hash = samples.hash;
+    report->n_calibration_tokens = samples->tokens.n;
+    *ret_hash = samples->hash;
     importance_free(&importance);
-    samples_free(&samples);
+    samples_free(&own);
     return rc;
 }
 
@@ -82,16 +137,17 @@ static int run_reconstruct(const struct prune_options *options, const struct mod
                            struct prune_report *report, struct error *err)
 {
     struct prune_options typed = *options;
-    struct sample_set samples = {0};
-    int rc = read_calibration(options, file, &samples, err);
+    struct sample_set own = {0};
+    const struct sample_set *samples = &own;
+    int rc = find_samples(options, file, &own, &samples, err);
     if (typed.type == PRUNE_TYPE_KEEP)
         typed.type = TENSOR_Q8_0;
     if (typed.head_type == PRUNE_TYPE_KEEP)
         typed.head_type = typed.type;
-    report->n_calibration_tokens = samples.tokens.n;
+    report->n_calibration_tokens = samples->tokens.n;
     if (rc == 0)
-        rc = reconstruct_run(&typed, file, &samples, report, err);
-    samples_free(&samples);
+        rc = reconstruct_run(&typed, file, samples, report, err);
+    samples_free(&own);
     return rc;
 }
 
@@ -142,7 +198,8 @@ static int run_reconstruct_of_folder(const struct prune_options *options,
 static int check_options(const struct prune_options *options, struct error *err)
 {
     bool has_widths = options->hidden != 0 || options->mlp != 0;
-    if (options->keep_path && (has_widths || options->n_calibration))
+    bool has_text = options->n_calibration || options->samples;
+    if (options->keep_path && (has_widths || has_text))
         return error_set(err, ERROR_INVALID,
                          "keep: the file says what stays; no hidden, mlp or calibration expected");
     if (options->method != PRUNE_MINITRON && (options->keep_path || options->exact_widths))
@@ -169,7 +226,8 @@ static int prune_file(const struct prune_options *options, const struct model_fi
     if (rc)
         return rc;
     /* nothing removed and nothing to learn from: a copy, whatever the method */
-    bool is_copy = report->hidden == p->hidden && report->mlp == p->mlp && !options->n_calibration;
+    bool is_copy = report->hidden == p->hidden && report->mlp == p->mlp &&
+                   !options->n_calibration && !options->samples;
     if (options->method == PRUNE_MINITRON || is_copy)
         return run_minitron(options, file, report, err);
     if (!model_file_gguf(file))

@@ -22,6 +22,10 @@
 enum prune_method { PRUNE_RECONSTRUCT, PRUNE_MINITRON };
 const char *prune_method_name(enum prune_method method);
 
+/* Calibration text that was read and cut into samples, for several runs over one model. Immutable.
+ */
+struct prune_calibration;
+
 struct prune_options {
     enum prune_method method;
     const char *model_path; /* a GGUF file or a Hugging Face folder, of which reconstruct makes the
@@ -31,6 +35,7 @@ struct prune_options {
      */
     const char *const *calibration;
     size_t n_calibration;
+    const struct prune_calibration *samples; /* instead of the files; NULL: they are read */
     const char *chat_template; /* a family's name, or NULL: recognised from the file */
     size_t n_tokens;           /* of calibration at most; 0: PRUNE_TOKENS */
     double hidden, mlp;        /* kept width: above 1 a size, up to 1 a share; 0: all */
@@ -96,6 +101,18 @@ struct prune_report {
     uint32_t n_layers;
 };
 void prune_report_free(struct prune_report *report);
+
+/* Reads what the options name (model, method, calibration, chat template, tokens). */
+int prune_calibration_read(const struct prune_options *options,
+                           struct prune_calibration **ret_calibration, struct error *err);
+void prune_calibration_free(struct prune_calibration *calibration); /* NULL is fine */
+size_t prune_calibration_tokens(const struct prune_calibration *calibration);
+/* FNV-1a 64 of the tokens and where they are cut: what a twin says it was made with. */
+uint64_t prune_calibration_hash(const struct prune_calibration *calibration);
+
+/* Does the file say that it was made of that model (model_file_hash) with that calibration? false
+ * too where there is none. */
+bool prune_is_twin_of(const char *path, uint64_t source_hash, uint64_t calibration_hash);
 
 /* Blocks for the whole work; uses all CPUs of the process. */
 int prune_run(const struct prune_options *options, struct prune_report *ret_report,

@@ -156,6 +156,8 @@ static void identity_twin_gives_every_system_the_same_figures(void **state)
             assert_true(value_of(&reports[1], "kl") == 0 && value_of(&reports[2], "kl") == 0);
             assert_true(value_of(&reports[1], "agree") == 1 && value_of(&reports[2], "agree") == 1);
             assert_true(value_of(&reports[2], "nll") > 0);
+            for (int i = 0; i < 3; i++)
+                assert_float_equal(reports[i].full_nll, value_of(&reports[0], "nll"), 1e-5);
         }
         for (int i = 0; i < 3; i++)
             eval_report_free(&reports[i]);
@@ -171,6 +173,11 @@ static void first_token_is_the_full_models_unless_the_decoder_is_asked(void **st
     struct eval_report decoder = run_ok(&o);
     o = options_of(EVAL_NLL, EVAL_PRUNED);
     struct eval_report pruned = run_ok(&o);
+    o = options_of(EVAL_NLL, EVAL_FULL);
+    struct eval_report full = run_ok(&o);
+    assert_float_equal(overfill.full_nll, value_of(&full, "nll"), 1e-5);
+    assert_true(fabs(overfill.full_nll - value_of(&overfill, "nll")) > 1e-4);
+    eval_report_free(&full);
     assert_true(overfill.buckets[0].kl == 0 && overfill.buckets[0].agree == 1);
     assert_true(decoder.buckets[0].kl > 1e-4);
     assert_true(pruned.buckets[0].kl > 1e-4);

@@ -1,5 +1,6 @@
 /* What the kernels read against what the file says, for every type of block. */
 #include "engine/base/mem.h"
+#include "engine/model/cost.h"
 #include "engine/model/model.h"
 #include "engine/model/pack.h"
 #include "tests/unit/check.h"
@@ -91,8 +92,37 @@ static void models_of_every_type_open(void **state)
         assert_int_equal(model->layers[1].gate_up.type, cases[c].packed);
         assert_int_equal(model->layers[1].down.type, cases[c].packed);
         assert_int_equal(model->head.type, cases[c].packed);
+        assert_int_equal(model_cost(&model->params, cases[c].type, cases[c].type).bytes,
+                         model->packed_bytes);
         model_close(model);
     }
+}
+
+/* Widths of no whole blocks, tiles or heads: what a model holds is what it was said to hold. */
+static void cost_counts_what_packing_adds(void **state)
+{
+    char path[] = P_tmpdir "/overfill-test-XXXXXX";
+    struct tiny tiny = tiny_default();
+    struct model_file *file;
+    struct model *model;
+    struct error err = {0};
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    tiny.hidden = 40;
+    tiny.mlp = 56;
+    tiny.head_dim = 20;
+    tiny.n_tokens = 50;
+    tiny_write_gguf(&tiny, path);
+    assert_int_equal(model_file_open(path, &file, &err), 0);
+    assert_int_equal(model_open(file, &(struct model_open_options){.n_positions = 8}, &model, &err),
+                     0);
+    unlink(path);
+    struct model_cost cost = model_cost(&model->params, TENSOR_F32, TENSOR_F32);
+    assert_int_equal(cost.bytes, model->packed_bytes);
+    /* 2 layers: q and o of 4 heads, k and v of 2, gate, up and down; 50 rows of the head */
+    assert_true(cost.multiply_adds == 2 * 40 * (2 * 80 + 2 * 40 + 3 * 56) + 50 * 40);
+    model_close(model);
 }
 
 int main(void)
@@ -100,6 +130,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packed_weights_are_those_of_the_file),
         cmocka_unit_test(models_of_every_type_open),
+        cmocka_unit_test(cost_counts_what_packing_adds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
  * come from engine/bench; the speeds from requests through the engine's own door, as a server would
  * send them: random prompts, greedy answers, warm, the median of several runs. */
 #include "cli/cli.h"
+#include "cli/speed.h"
 #include "engine/base/mem.h"
 #include "engine/base/system.h"
 #include "engine/bench/peaks.h"
@@ -12,26 +13,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PREFILL_TOKENS 512
-#define DECODE_PROMPT_TOKENS 31 /* less than a KV page: the answers share none */
-#define MAX_RUNS 99
+#define PREFILL_TOKENS SPEED_MOST_PROMPT
 
 /* Activations have 12 bits: a product with them is two of int8, or one of int16. */
 #define DIGITS 2
 
 /* Answers of one request, decoded at once. */
-static const struct {
-    uint32_t batch, n_tokens;
-} BATCHES[] = {{1, 64}, {4, 64}, {16, 32}, {64, 16}};
+static const uint32_t BATCHES[] = {1, 4, 16, 64};
 enum { N_BATCHES = sizeof(BATCHES) / sizeof(BATCHES[0]) };
 
 struct call {
     struct settings settings;
-    uint32_t n_runs;
+    struct speed speed;
     bool json;
     struct cli_progress progress;
     struct peaks peaks;
-    uint32_t random;
 };
 
 /* What a token costs a model. */
@@ -58,8 +54,8 @@ struct result {
 static int parse(struct call *call, int argc, char **argv)
 {
     const struct cli_option options[] = {
-        {"runs", CLI_UINT, &call->n_runs, "N", "measure so often, tell the median [default 5]", 1,
-         MAX_RUNS},
+        {"runs", CLI_UINT, &call->speed.n_runs, "N",
+         "measure so often, tell the median [default 5]", 1, SPEED_MOST_RUNS},
         {"json", CLI_SWITCH, &call->json, NULL, "print one JSON object when done"},
     };
     const struct cli_command command = {
@@ -171,84 +167,6 @@ static int open_engine(struct call *call, struct engine **ret_engine, struct err
     return engine_open(&options, ret_engine, err);
 }
 
-/* One request: a random prompt, n answers of n_tokens each. */
-static int run_request(struct call *call, struct engine *engine, uint32_t n_prompt, uint32_t n,
-                       uint32_t n_tokens, enum decode_mode decode, struct engine_usage *ret_usage,
-                       struct error *err)
-{
-    struct engine_info info;
-    int32_t prompt[PREFILL_TOKENS];
-    uint64_t id;
-
-    engine_get_info(engine, &info);
-    for (uint32_t i = 0; i < n_prompt; i++) {
-        call->random = call->random * 1664525u + 1013904223u;
-        prompt[i] = (int32_t)((call->random >> 8) % info.vocab_size);
-    }
-    const struct engine_request request = {
-        .tokens = prompt,
-        .n_tokens = n_prompt,
-        .n = n,
-        .max_tokens = n_tokens,
-        .ignore_eos = true,
-        .sampling = SAMPLING_DEFAULTS,
-        .n_logprobs = -1,
-        .decode = decode,
-    };
-    struct engine_request greedy = request;
-    greedy.sampling.temperature = 0;
-    int rc = engine_submit(engine, &greedy, &id, err);
-    while (rc == 0) {
-        const struct engine_output *output = engine_wait(engine, -1);
-        if (!output || !output->done)
-            continue;
-        if (output->error) {
-            *err = *output->error;
-            return -(int)err->code;
-        }
-        *ret_usage = output->usage;
-        break;
-    }
-    return rc;
-}
-
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, size_t n)
-{
-    qsort(values, n, sizeof(*values), compare_doubles);
-    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-/* Tokens a second: of the prompt if batch is 0, else of the answers after their first tokens. The
- * first run warms up and does not count. */
-static int measure(struct call *call, struct engine *engine, uint32_t batch, uint32_t n_tokens,
-                   enum decode_mode decode, double *ret_tok_s, struct error *err)
-{
-    double rates[MAX_RUNS];
-    for (uint32_t run = 0; run <= call->n_runs; run++) {
-        struct engine_usage usage = {0};
-        int rc = batch ? run_request(call, engine, DECODE_PROMPT_TOKENS, batch, n_tokens, decode,
-                                     &usage, err)
-                       : run_request(call, engine, PREFILL_TOKENS, 1, 1, decode, &usage, err);
-        if (rc)
-            return rc;
-        if (run == 0)
-            continue;
-        uint32_t n =
-            batch ? usage.completion_tokens - batch : usage.prompt_tokens - usage.cached_tokens;
-        double ms = batch ? usage.decode_ms : usage.prefill_ms;
-        rates[run - 1] = ms > 0 ? n * 1000.0 / ms : 0;
-    }
-    *ret_tok_s = median(rates, call->n_runs);
-    return 0;
-}
-
 static int measure_prefill(struct call *call, struct engine *engine, const struct work *work,
                            struct result *ret_result, struct error *err)
 {
@@ -257,25 +175,24 @@ static int measure_prefill(struct call *call, struct engine *engine, const struc
         .model = "full",
         .limit = limit_of(call, work, n, 1, n * (n + 1) / 2, n),
     };
-    return measure(call, engine, 0, 0, DECODE_FULL, &ret_result->tok_s, err);
+    return speed_prefill(&call->speed, engine, PREFILL_TOKENS, &ret_result->tok_s, err);
 }
 
 static int measure_decode(struct call *call, struct engine *engine, const struct work *work,
                           enum decode_mode mode, struct result *ret_results, struct error *err)
 {
     for (size_t i = 0; i < N_BATCHES; i++) {
-        double batch = BATCHES[i].batch;
-        double context = DECODE_PROMPT_TOKENS + BATCHES[i].n_tokens / 2.0;
+        double batch = BATCHES[i];
+        double context = SPEED_DECODE_PROMPT + speed_answer_tokens(BATCHES[i]) / 2.0;
         cli_progress_show(&call->progress,
                           mode == DECODE_FULL ? "decode, full model" : "decode, pruned model",
                           (double)i / N_BATCHES);
         ret_results[i] = (struct result){
             .model = decode_mode_name(mode),
-            .batch = BATCHES[i].batch,
+            .batch = BATCHES[i],
             .limit = limit_of(call, work, batch, batch, batch * context, batch * context),
         };
-        int rc = measure(call, engine, BATCHES[i].batch, BATCHES[i].n_tokens, mode,
-                         &ret_results[i].tok_s, err);
+        int rc = speed_decode(&call->speed, engine, BATCHES[i], mode, &ret_results[i].tok_s, err);
         if (rc)
             return rc;
     }
@@ -425,7 +342,7 @@ static int run(struct call *call, struct error *err)
 
 int cli_bench(int argc, char **argv)
 {
-    struct call call = {.n_runs = 5, .random = 1};
+    struct call call = {.speed = {.n_runs = 5, .random = 1}};
     struct error err;
 
     if (settings_init(&call.settings, &err) < 0) {

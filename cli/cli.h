@@ -26,6 +26,7 @@ int cli_serve(int argc, char **argv);
 int cli_generate(int argc, char **argv);
 int cli_prune(int argc, char **argv);
 int cli_eval(int argc, char **argv);
+int cli_frontier(int argc, char **argv);
 int cli_bench(int argc, char **argv);
 int cli_inspect(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
@@ -39,11 +40,17 @@ enum cli_option_type {
     CLI_UINT,    /* uint32_t *: within min..max */
     CLI_SEED,    /* uint64_t * */
     CLI_NUMBER,  /* double *: within min..max */
+    CLI_NUMBERS, /* struct cli_numbers *: the same; takes all arguments up to the next option */
 };
 
 #define CLI_STRINGS_MAX 16
 struct cli_strings {
     const char *items[CLI_STRINGS_MAX];
+    size_t n;
+};
+
+struct cli_numbers {
+    double items[CLI_STRINGS_MAX];
     size_t n;
 };
 
@@ -53,7 +60,7 @@ struct cli_option {
     void *target;
     const char *value; /* placeholder in the help, e.g. "FILE"; NULL for a switch */
     const char *help;
-    double min, max; /* CLI_UINT, CLI_NUMBER */
+    double min, max; /* CLI_UINT, CLI_NUMBER, CLI_NUMBERS */
 };
 
 struct cli_command {
@@ -91,5 +98,8 @@ struct cli_progress {
 };
 void cli_progress_show(struct cli_progress *progress, const char *what, double share);
 void cli_progress_done(struct cli_progress *progress);
+/* A line on stderr in between. */
+__attribute__((format(printf, 2, 3))) void cli_progress_say(struct cli_progress *progress,
+                                                            const char *fmt, ...);
 
 #endif

@@ -14,6 +14,9 @@ static const struct {
 #ifdef OVERFILL_HAVE_PRUNE
     {"prune", cli_prune, "make a model's pruned twin"},
 #endif
+#ifdef OVERFILL_HAVE_FRONTIER
+    {"frontier", cli_frontier, "find the best twin for so many bytes a token"},
+#endif
 #ifdef OVERFILL_HAVE_EVAL
     {"eval", cli_eval, "measure the quality of a model and its twin"},
 #endif

@@ -46,6 +46,22 @@ static void print_help(const struct cli_command *command)
         fputs(out.data, stdout);
 }
 
+static int too_many(const struct cli_command *command, const struct cli_option *option)
+{
+    return cli_fail(command->name, CLI_WRONG_CALL, "--%s: at most %d times", option->name,
+                    CLI_STRINGS_MAX);
+}
+
+static int add_number(const struct cli_command *command, const struct cli_option *option,
+                      double value)
+{
+    struct cli_numbers *list = option->target;
+    if (list->n == CLI_STRINGS_MAX)
+        return too_many(command, option);
+    list->items[list->n++] = value;
+    return CLI_DONE;
+}
+
 static int set_number(const struct cli_command *command, const struct cli_option *option,
                       const char *text)
 {
@@ -61,8 +77,10 @@ static int set_number(const struct cli_command *command, const struct cli_option
                         option->type == CLI_UINT ? "whole " : "", option->min, option->max, text);
     if (option->type == CLI_UINT)
         *(uint32_t *)option->target = (uint32_t)value;
-    else
+    else if (option->type == CLI_NUMBER)
         *(double *)option->target = value;
+    else
+        return add_number(command, option, value);
     return CLI_DONE;
 }
 
@@ -97,14 +115,14 @@ static int set_option(const struct cli_command *command, const struct cli_option
     case CLI_STRINGS:
         list = option->target;
         if (list->n == CLI_STRINGS_MAX)
-            return cli_fail(command->name, CLI_WRONG_CALL, "--%s: at most %d times", option->name,
-                            CLI_STRINGS_MAX);
+            return too_many(command, option);
         list->items[list->n++] = text;
         return CLI_DONE;
     case CLI_SEED:
         return set_seed(command, option, text);
     case CLI_UINT:
     case CLI_NUMBER:
+    case CLI_NUMBERS:
         return set_number(command, option, text);
     }
     return CLI_WRONG_CALL;
@@ -160,7 +178,11 @@ static int take_flag(const struct cli_command *command, int argc, char **argv, i
     if (!equals && *i + 1 >= argc)
         return cli_fail(command->name, CLI_WRONG_CALL, "--%s: needs a value", name);
     const char *value = equals ? equals + 1 : argv[++*i];
-    return option ? set_option(command, option, value) : set_setting(command, key, value);
+    int status = option ? set_option(command, option, value) : set_setting(command, key, value);
+    bool is_list = option && option->type == CLI_NUMBERS && !equals;
+    while (status == CLI_DONE && is_list && *i + 1 < argc && strncmp(argv[*i + 1], "--", 2) != 0)
+        status = set_option(command, option, argv[++*i]);
+    return status;
 }
 
 int cli_parse(const struct cli_command *command, int argc, char **argv)

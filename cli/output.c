@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 #include "engine/base/system.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -68,6 +69,19 @@ void cli_progress_done(struct cli_progress *progress)
     if (progress->line_open)
         fputs("\r\x1b[K", stderr);
     *progress = (struct cli_progress){0};
+}
+
+void cli_progress_say(struct cli_progress *progress, const char *fmt, ...)
+{
+    va_list args;
+
+    if (progress->line_open)
+        fputs("\r\x1b[K", stderr);
+    progress->line_open = false;
+    va_start(args, fmt);
+    vfprintf(stderr, fmt, args);
+    va_end(args);
+    fputc('\n', stderr);
 }
 
 void cli_progress_show(struct cli_progress *progress, const char *what, double share)

@@ -1,6 +1,6 @@
 /* overfill frontier: twins of many sizes and types for some budgets of bytes a token, and which of
- * them is best. In three stages: twins and their quality, decode speeds, the report; what is done is
- * in the folder's frontier.jsonl and not done again. The calibration is tokenised once, and the
+ * them is best. In three stages: twins and their quality, decode speeds, the report; what is done
+ * is in the folder's frontier.jsonl and not done again. The calibration is tokenised once, and the
  * full model reads the documents once, for all twins. It reads the calibration anew for each twin:
  * beside solving for the twin's matrices that is a small part, and sharing it would mean as many
  * twins in memory at once. */
@@ -144,7 +144,8 @@ static int parse(struct call *call, int argc, char **argv)
             "Makes twins of several widths and types and says which is nearest to the full model "
             "for the\nbytes that a token reads. A run that was ended goes on where it was. The "
             "calibration is tokenised\nonce and the full model reads the documents of --eval once; "
-            "its pass over the calibration is made\nfor each twin, a tenth to a quarter of the time that "
+            "its pass over the calibration is made\nfor each twin, a tenth to a quarter of the "
+            "time that "
             "one takes.",
         .options = options,
         .n_options = sizeof(options) / sizeof(options[0]),
@@ -314,8 +315,10 @@ static int check_rows_room(const struct call *call, const char *path, struct err
 {
     size_t free_bytes;
     struct stat st;
-    double needed = 4.0 * call->limit * call->score_tokens * model_file_params(call->model)->vocab_size;
-    if (stat(path, &st) == 0 || !system_disk_free(path, &free_bytes) || needed <= (double)free_bytes)
+    double needed =
+        4.0 * call->limit * call->score_tokens * model_file_params(call->model)->vocab_size;
+    if (stat(path, &st) == 0 || !system_disk_free(path, &free_bytes) ||
+        needed <= (double)free_bytes)
         return 0;
     return error_set(err, ERROR_IO,
                      "%s: the full model's log-probabilities of the documents need up to %.0f MB "

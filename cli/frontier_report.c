@@ -1,7 +1,6 @@
 /* The frontier as a table, as JSON and as a picture. See frontier.h. */
-#include "cli/frontier.h"
-
 #include "cli/cli.h"
+#include "cli/frontier.h"
 #include "engine/base/mem.h"
 
 #include <errno.h>
@@ -60,8 +59,8 @@ static int table_fill(const struct frontier_result *r, struct table *t, struct e
     }
     qsort(t->entries, t->n, sizeof(*t->entries), by_bytes);
     for (size_t i = 0; i < t->n; i++)
-        t->scores[i] = (struct frontier_score){(double)t->entries[i].cost.bytes,
-                                               t->entries[i].quality->kl};
+        t->scores[i] =
+            (struct frontier_score){(double)t->entries[i].cost.bytes, t->entries[i].quality->kl};
     frontier_mark_front(t->scores, t->n, t->on_front);
     return 0;
 }
@@ -75,9 +74,9 @@ static void put_row(const struct table *t, size_t i, struct buf *out)
     frontier_point_name(&e->row->point, name);
     if (isfinite(q->kl_low) && isfinite(q->kl_high))
         snprintf(interval, sizeof(interval), "%.3f-%.3f", q->kl_low, q->kl_high);
-    buf_printf(out, "%s %-24s %8.2f %9.2f %7.3f %-13s %6.1f %% %6.3f",
-               t->on_front[i] ? "*" : " ", name, (double)e->cost.bytes / 1e6,
-               e->cost.multiply_adds / 1e6, q->kl, interval, 100 * q->agree, q->nll);
+    buf_printf(out, "%s %-24s %8.2f %9.2f %7.3f %-13s %6.1f %% %6.3f", t->on_front[i] ? "*" : " ",
+               name, (double)e->cost.bytes / 1e6, e->cost.multiply_adds / 1e6, q->kl, interval,
+               100 * q->agree, q->nll);
     if (e->row->has_speed)
         buf_printf(out, " %8.1f %8.1f", e->row->speed.tok_s_1, e->row->speed.tok_s_16);
     buf_append_str(out, "\n");
@@ -233,8 +232,7 @@ static int draw(const struct frontier_result *r, const struct table *t, struct e
     if (!dots)
         return error_memory(err, "picture", t->n * sizeof(*dots));
     for (size_t i = 0; i < t->n; i++)
-        dots[i] =
-            (struct frontier_dot){t->entries[i].row->point, t->scores[i], t->on_front[i]};
+        dots[i] = (struct frontier_dot){t->entries[i].row->point, t->scores[i], t->on_front[i]};
     const struct frontier_plot plot = {
         .full = r->full,
         .full_bytes = full ? (double)full->step_bytes : 0,

@@ -11,7 +11,7 @@
 #define RIGHT 120.0 /* room for the last labels */
 #define TOP 62.0
 #define BOTTOM 56.0
-#define LETTER 6.4 /* width of a letter, about */
+#define LETTER 6.6 /* width of a letter, about */
 #define LINE 13.0  /* from label to label */
 
 /* Twins of one kind share a colour. */
@@ -19,9 +19,9 @@ enum kind { BOTH_8, BOTH_4, MLP_ONLY, ROUNDED };
 static const struct {
     const char *colour, *name;
 } KINDS[] = {
-    [BOTH_8] = {"#b03a2e", "narrower, more than 5 bits"},
-    [BOTH_4] = {"#b9770e", "narrower, 5 bits and less"},
-    [MLP_ONLY] = {"#1f618d", "fewer MLP channels only"},
+    [BOTH_8] = {"#b03a2e", "narrower, over 5 bits"},
+    [BOTH_4] = {"#b9770e", "narrower, up to 5 bits"},
+    [MLP_ONLY] = {"#1f618d", "only MLP narrower"},
     [ROUNDED] = {"#1e8449", "only fewer bits"},
 };
 #define N_KINDS (sizeof(KINDS) / sizeof(KINDS[0]))
@@ -137,7 +137,7 @@ static void draw_legend(const struct frontier_plot *plot, struct buf *out)
     }
     buf_printf(out,
                "<circle cx=\"%.0f\" cy=\"18\" r=\"9\" fill=\"none\" stroke=\"#333\" "
-               "stroke-width=\"2\"/><text x=\"%.0f\" y=\"22\">best within a budget</text>\n",
+               "stroke-width=\"2\"/><text x=\"%.0f\" y=\"22\">best in a budget</text>\n",
                x + 9, x + 23);
 }
 
@@ -183,7 +183,7 @@ static bool is_free(const struct label *labels, size_t n, const struct label *at
 static struct label place(const struct label *labels, size_t n, double x, double y, double width)
 {
     static const int STEPS[] = {0, -1, 1, -2, 2, -3, 3};
-    struct label at = {x + 9, y + 4, width};
+    struct label at = {x + 13, y + 4, width};
     for (size_t i = 0; i < sizeof(STEPS) / sizeof(STEPS[0]); i++) {
         at.y = y + 4 + STEPS[i] * LINE;
         if (at.y < HEIGHT - BOTTOM && at.y > TOP && is_free(labels, n, &at))

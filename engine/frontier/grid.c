@@ -116,10 +116,9 @@ int frontier_grid_choose(const struct model_params *full, const double *budgets,
                          full->mlp, BLOCK);
     for (size_t i = 0; i < n_budgets; i++)
         if (!add_budget(full, budgets[i], &grid))
-            return error_set(err, ERROR_INVALID,
-                             "budget of %.6g MB: the narrowest twin reads %.6g MB a token",
-                             budgets[i] / 1e6,
-                             (double)frontier_point_cost(&least, full).bytes / 1e6);
+            return error_set(
+                err, ERROR_INVALID, "budget of %.6g MB: the narrowest twin reads %.6g MB a token",
+                budgets[i] / 1e6, (double)frontier_point_cost(&least, full).bytes / 1e6);
     qsort_r(grid.points, grid.n, sizeof(*grid.points), by_bytes, &params);
     *ret_grid = grid;
     return 0;

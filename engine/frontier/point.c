@@ -66,7 +66,8 @@ bool frontier_point_parse(const char *text, struct frontier_point *ret_point)
         return false;
     size_t len = strcspn(at, "/");
     const char *head = at[len] ? at + len + 1 : at;
-    if (!parse_type(at, len, &p.type) || !parse_type(head, at[len] ? strlen(head) : len, &p.head_type))
+    if (!parse_type(at, len, &p.type) ||
+        !parse_type(head, at[len] ? strlen(head) : len, &p.head_type))
         return false;
     *ret_point = p;
     return true;

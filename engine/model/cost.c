@@ -26,8 +26,8 @@ struct model_cost model_cost(const struct model_params *p, enum tensor_type laye
                    packed_bytes(hidden_rows, inner, layers) +
                    packed_bytes(2 * packed_rows(p->mlp), p->hidden, layers) +
                    packed_bytes(hidden_rows, p->mlp, layers);
-    double matrices = (double)p->hidden *
-                      ((double)n_heads * p->head_dim + (double)inner + 3 * (double)p->mlp);
+    double matrices =
+        (double)p->hidden * ((double)n_heads * p->head_dim + (double)inner + 3 * (double)p->mlp);
     return (struct model_cost){
         .bytes = p->n_layers * layer + packed_bytes(packed_rows(p->vocab_size), p->hidden, head),
         .multiply_adds = p->n_layers * matrices + (double)p->vocab_size * p->hidden,

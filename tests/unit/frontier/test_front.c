@@ -84,8 +84,7 @@ static void picture_names_points_and_rings_the_best(void **state)
 static void picture_of_little_is_drawn(void **state)
 {
     static const struct model_params FULL = {.hidden = 64, .mlp = 96};
-    static const struct frontier_dot SAME[] = {
-        {{64, 96, TENSOR_F32, TENSOR_F32}, {1e5, 0}, true}};
+    static const struct frontier_dot SAME[] = {{{64, 96, TENSOR_F32, TENSOR_F32}, {1e5, 0}, true}};
     for (size_t n = 0; n < 2; n++) {
         const struct frontier_plot plot = {.full = &FULL, .dots = SAME, .n = n};
         _cleanup_buf_ struct buf svg = {0};

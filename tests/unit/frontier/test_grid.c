@@ -75,7 +75,7 @@ static void families_are_those_that_are_told(void **state)
     static const double BUDGETS[] = {34, 68, 85};
     static const struct frontier_point EXPECTED[] = {
         {192, 768, TENSOR_Q8_0, TENSOR_Q8_0},  {320, 1024, TENSOR_Q4_0, TENSOR_Q4_0},
-        {352, 928, TENSOR_Q8_0, TENSOR_Q8_0}, {512, 1536, TENSOR_Q4_0, TENSOR_Q4_0},
+        {352, 928, TENSOR_Q8_0, TENSOR_Q8_0},  {512, 1536, TENSOR_Q4_0, TENSOR_Q4_0},
         {576, 1248, TENSOR_Q4_0, TENSOR_Q4_0}, {384, 1248, TENSOR_Q8_0, TENSOR_Q8_0},
         {576, 1536, TENSOR_Q4_0, TENSOR_Q4_0}, {576, 1536, TENSOR_Q4_1, TENSOR_Q4_1},
     };
@@ -154,10 +154,19 @@ static void points_read_as_they_are_written(void **state)
     }
     frontier_point_file(&p, name);
     assert_string_equal(name, "576x1536-q8_0-q6_k");
-    static const char *const WRONG[] = {"",         "320",          "320x832",       "320x832:",
-                                        "x832:q4_0", "320x:q4_0",    "320x832:q9_9",  "-320x832:q4_0",
-                                        "320x832:q4_0/", "320x832:/q4_0", "99999999999x32:q4_0",
-                                        "320x832:q4_0/q8_0/q8_0", "320x832:q4_0 "};
+    static const char *const WRONG[] = {"",
+                                        "320",
+                                        "320x832",
+                                        "320x832:",
+                                        "x832:q4_0",
+                                        "320x:q4_0",
+                                        "320x832:q9_9",
+                                        "-320x832:q4_0",
+                                        "320x832:q4_0/",
+                                        "320x832:/q4_0",
+                                        "99999999999x32:q4_0",
+                                        "320x832:q4_0/q8_0/q8_0",
+                                        "320x832:q4_0 "};
     for (size_t i = 0; i < sizeof(WRONG) / sizeof(WRONG[0]); i++)
         if (frontier_point_parse(WRONG[i], &p))
             fail_msg("\"%s\" was taken", WRONG[i]);

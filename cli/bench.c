@@ -41,7 +41,7 @@ struct work {
 
 struct limit {
     double tok_s;
-    const char *binds; /* "int8", "ram" or "l3" */
+    const char *binds; /* "int8", "bf16", "fp32", "ram" or "l3" */
 };
 
 struct result {
@@ -122,32 +122,42 @@ static double larger(double a, double b)
     return a > b ? a : b;
 }
 
+/* What products are computed in; the names are those of the peaks. */
+static const char IN_F32[] = "fp32", IN_BF16[] = "bf16", IN_INTEGERS[] = "int8";
+
 /* Seconds of the products with weights4 and weights8 for one token. */
-static double product_seconds(const struct peaks *p, double weights4, double weights8)
+static double product_seconds(const struct peaks *p, const char *in, double weights4,
+                              double weights8)
 {
+    if (in != IN_INTEGERS)
+        return 2 * (weights4 + weights8) / ((in == IN_F32 ? p->fp32.gops : p->bf16.gops) * 1e9);
     double gops4 = larger(p->int4.gops / DIGITS, p->int16.gops);
     double gops8 = larger(p->int8.gops / DIGITS, p->int16.gops);
     return 2 * weights4 / (gops4 * 1e9) + 2 * weights8 / (gops8 * 1e9);
 }
 
+static const char *products_in(const struct call *call, bool of_prompt)
+{
+    if (strcmp(call->settings.weights, "f32") == 0)
+        return IN_F32;
+    return of_prompt ? IN_BF16 : IN_INTEGERS;
+}
+
 /* n_tokens in a pass, of which n_logits need the head, attending to n_attended tokens in all. */
-static struct limit limit_of(const struct call *call, const struct work *w, double n_tokens,
-                             double n_logits, double n_attended, double kv_tokens_read)
+static struct limit limit_of(const struct call *call, const struct work *w, const char *in,
+                             double n_tokens, double n_logits, double n_attended,
+                             double kv_tokens_read)
 {
     const struct peaks *p = &call->peaks;
-    bool is_float = strcmp(call->settings.weights, "f32") == 0;
-    double products =
-        is_float ? (n_tokens * (w->layers4 + w->layers8) + n_logits * (w->head4 + w->head8)) * 2 /
-                       (p->fp32.gops * 1e9)
-                 : n_tokens * product_seconds(p, w->layers4, w->layers8) +
-                       n_logits * product_seconds(p, w->head4, w->head8);
+    double products = n_tokens * product_seconds(p, in, w->layers4, w->layers8) +
+                      n_logits * product_seconds(p, in, w->head4, w->head8);
     double compute = products + n_attended * w->attention_flops / (p->fp32.gops * 1e9);
     double bytes = w->bytes - (n_logits > 0 ? 0 : w->head_bytes) + kv_tokens_read * w->kv_bytes;
     bool in_l3 = p->l3_gbs > 0 && bytes <= (double)p->l3_bytes;
     double reading = bytes / ((in_l3 ? p->l3_gbs : p->ram_gbs) * 1e9);
     return (struct limit){
         .tok_s = n_tokens / larger(compute, reading),
-        .binds = compute > reading ? (is_float ? "fp32" : "int8")
+        .binds = compute > reading ? in
                  : in_l3           ? "l3"
                                    : "ram",
     };
@@ -168,12 +178,13 @@ static int open_engine(struct call *call, struct engine **ret_engine, struct err
 }
 
 static int measure_prefill(struct call *call, struct engine *engine, const struct work *work,
-                           struct result *ret_result, struct error *err)
+                           bool in_bf16, struct result *ret_result, struct error *err)
 {
+    const char *in = products_in(call, in_bf16);
     double n = PREFILL_TOKENS;
     *ret_result = (struct result){
         .model = "full",
-        .limit = limit_of(call, work, n, 1, n * (n + 1) / 2, n),
+        .limit = limit_of(call, work, in, n, 1, n * (n + 1) / 2, n),
     };
     return speed_prefill(&call->speed, engine, PREFILL_TOKENS, &ret_result->tok_s, err);
 }
@@ -190,7 +201,8 @@ static int measure_decode(struct call *call, struct engine *engine, const struct
         ret_results[i] = (struct result){
             .model = decode_mode_name(mode),
             .batch = BATCHES[i],
-            .limit = limit_of(call, work, batch, batch, batch * context, batch * context),
+            .limit = limit_of(call, work, products_in(call, false), batch, batch, batch * context,
+                              batch * context),
         };
         int rc = speed_decode(&call->speed, engine, BATCHES[i], mode, &ret_results[i].tok_s, err);
         if (rc)
@@ -222,7 +234,7 @@ static int measure_all(struct call *call, struct engine *engine, struct report *
     if (rc)
         return rc;
     cli_progress_show(&call->progress, "prefill", 0);
-    rc = measure_prefill(call, engine, &full, &report->prefill, err);
+    rc = measure_prefill(call, engine, &full, info->prompts_in_bf16, &report->prefill, err);
     if (rc == 0)
         rc = measure_decode(call, engine, &full, DECODE_FULL, report->decode, err);
     report->n_decode = N_BATCHES;
@@ -309,7 +321,8 @@ static void print_text(const struct call *call, const struct report *report)
         printf("  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
                (double)p->l3_bytes / (1 << 20));
     printf("  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
-    printf("engine: activations of 12 bits, a product with them counts as two of int8\n");
+    printf("engine: activations of 12 bits, a product with them counts as two of int8%s\n",
+           report->info.prompts_in_bf16 ? "; prompts in bf16" : "");
     print_result("prefill 512, full", &report->prefill);
     for (size_t i = 0; i < report->n_decode; i++) {
         char stage[48];

@@ -217,7 +217,8 @@ struct engine_info {
     const char *model_path, *pruned_path; /* pruned_path NULL without a twin */
     const char *chat_template;            /* family name, or NULL if the model has none */
     char fingerprint[24];                 /* "fp_" + hash of models, weight types and kernel path */
-    const char *kernels;                  /* "scalar", "avx2", "avxvnni", "avx512", "amx" */
+    const char *kernels;                  /* "scalar", "avx2", "avxvnni", "avx512", "amx", ... */
+    bool prompts_in_bf16;                 /* products of prompts, where the kernels have such */
     uint32_t context;                     /* tokens a request may use */
     uint32_t context_train;
     uint32_t vocab_size;

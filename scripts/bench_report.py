@@ -24,7 +24,7 @@ STAGES = (
     ("full-64", "decode, 64 sequences, full model", None, None),
     ("pruned-64", "decode, 64 sequences, twin 320/832", None, None),
 )
-BINDS = {"int8": "integer products", "fp32": "float products", "ram": "reading memory", "l3": "reading L3"}
+BINDS = {"int8": "integer products", "fp32": "float products", "bf16": "bf16 products", "ram": "reading memory", "l3": "reading L3"}
 
 
 def our_stage(report: dict, stage: str) -> dict:

@@ -48,7 +48,8 @@ static float *floats(size_t rows, size_t columns, size_t *total)
 static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns)
 {
     size_t n;
-    r->stride = (columns + KERNEL_BLOCK - 1) / KERNEL_BLOCK;
+    /* odd, so that the rows of a tile do not compete for the same lines of a cache */
+    r->stride = (columns + KERNEL_BLOCK - 1) / KERNEL_BLOCK | 1;
     if (!mem_mul(rows, r->stride, &n))
         return false;
     r->q = mem_calloc(n, KERNEL_BLOCK * sizeof(int16_t));
@@ -60,7 +61,7 @@ static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns
 static bool open_scratch(struct member_scratch *scratch, const struct sizes *s, size_t *total)
 {
     size_t n_q = ATTEND_ROWS * s->group;
-    scratch->tile = floats(ROW_UNIT, s->tile, total);
+    scratch->tile = floats(KERNEL_MOST_UNIT_ROWS, s->tile, total);
     scratch->keys = floats(s->head_dim, KERNEL_PAGE_TOKENS, total);
     scratch->values = floats(KERNEL_PAGE_TOKENS, s->head_dim, total);
     scratch->state = floats(n_q, ATTEND_STATE(s->head_dim), total);

@@ -60,7 +60,7 @@ static void qkv_unit(void *context, unsigned member, size_t unit)
     const struct model *m = f->model;
     const struct matrix *w = &m->layers[f->layer].qkv;
     size_t tiles = m->head_pad / KERNEL_TILE;
-    struct unit_range u = unit_at(unit, f->n_rows, w->n_rows / KERNEL_TILE, tiles);
+    struct unit_range u = unit_at(f, w, unit, f->n_rows, tiles);
     float *tile = product_to_tile(f, member, w, &u, m->head_pad);
     attention_store_head(f, (uint32_t)(u.tile_begin / tiles), u.row_begin, u.row_end, tile);
 }
@@ -68,9 +68,7 @@ static void qkv_unit(void *context, unsigned member, size_t unit)
 static void qkv(struct forward *f)
 {
     const struct model *m = f->model;
-    run_phase(f,
-              unit_count(f->n_rows, m->layers[f->layer].qkv.n_rows / KERNEL_TILE,
-                         m->head_pad / KERNEL_TILE),
+    run_phase(f, unit_count(f, &m->layers[f->layer].qkv, f->n_rows, m->head_pad / KERNEL_TILE),
               qkv_unit);
 }
 
@@ -92,7 +90,7 @@ static void add_product_unit(void *context, unsigned member, size_t unit)
 {
     const struct forward *f = context;
     struct linear l = f->residual;
-    l.range = unit_at(unit, f->n_rows, l.w->n_rows / KERNEL_TILE, TILES_PLAIN);
+    l.range = unit_at(f, l.w, unit, f->n_rows, TILES_PLAIN);
     l.out = f->x + l.range.row_begin * f->hidden_stride + l.range.tile_begin * KERNEL_TILE;
     linear_run(f, &l);
 }
@@ -108,7 +106,7 @@ static void add_product(struct forward *f, const struct matrix *w, const float *
         .out_stride = f->hidden_stride,
         .accumulate = true,
     };
-    run_phase(f, unit_count(f->n_rows, w->n_rows / KERNEL_TILE, TILES_PLAIN), add_product_unit);
+    run_phase(f, unit_count(f, w, f->n_rows, TILES_PLAIN), add_product_unit);
 }
 
 /* One block of MLP channels of a unit's rows: silu(gate) * up, to float or quantised. The tile
@@ -134,14 +132,14 @@ static void gate_up_unit(void *context, unsigned member, size_t unit)
 {
     const struct forward *f = context;
     const struct matrix *w = &f->model->layers[f->layer].gate_up;
-    struct unit_range u = unit_at(unit, f->n_rows, w->n_rows / KERNEL_TILE, TILES_GATE_UP);
+    struct unit_range u = unit_at(f, w, unit, f->n_rows, TILES_GATE_UP);
     activate(f, &u, product_to_tile(f, member, w, &u, TILES_GATE_UP * KERNEL_TILE));
 }
 
 static void gate_up(struct forward *f)
 {
-    size_t n_tiles = f->model->layers[f->layer].gate_up.n_rows / KERNEL_TILE;
-    run_phase(f, unit_count(f->n_rows, n_tiles, TILES_GATE_UP), gate_up_unit);
+    const struct matrix *w = &f->model->layers[f->layer].gate_up;
+    run_phase(f, unit_count(f, w, f->n_rows, TILES_GATE_UP), gate_up_unit);
 }
 
 /* logits = W_head rmsnorm(x), for the wanted rows only */
@@ -159,7 +157,7 @@ static void head_unit(void *context, unsigned member, size_t unit)
 {
     const struct forward *f = context;
     const struct matrix *w = &f->model->head;
-    struct unit_range u = unit_at(unit, f->n_logit_rows, w->n_rows / KERNEL_TILE, TILES_HEAD);
+    struct unit_range u = unit_at(f, w, unit, f->n_logit_rows, TILES_HEAD);
     linear_run(f, &(struct linear){
                       .w = w,
                       .x = f->normed,
@@ -174,8 +172,7 @@ static void head_unit(void *context, unsigned member, size_t unit)
 static void head(struct forward *f)
 {
     run_phase(f, f->n_logit_rows, head_norm_unit);
-    run_phase(f, unit_count(f->n_logit_rows, f->model->head.n_rows / KERNEL_TILE, TILES_HEAD),
-              head_unit);
+    run_phase(f, unit_count(f, &f->model->head, f->n_logit_rows, TILES_HEAD), head_unit);
 }
 
 static void run_part(struct forward *f, uint32_t l, enum forward_part part)
@@ -213,6 +210,7 @@ static void run_part(struct forward *f, uint32_t l, enum forward_part part)
 static void add_rows(struct forward *f, uint32_t i_slice)
 {
     const struct forward_slice *slice = &f->slices[i_slice];
+    assert(slice->is_prompt == f->slices[0].is_prompt);
     for (uint32_t i = 0; i < slice->n_tokens; i++) {
         bool wanted = slice->logits == LOGITS_ALL ||
                       (slice->logits == LOGITS_LAST && i + 1 == slice->n_tokens);
@@ -236,7 +234,9 @@ static void add_rows(struct forward *f, uint32_t i_slice)
 void forward_begin(struct forward *f, const struct model *model, const struct kv_pool *pool,
                    const struct forward_slice *slices, size_t n_slices)
 {
+    bool is_prompt = n_slices && slices[0].is_prompt;
     f->model = model;
+    f->products = is_prompt && f->kernels->prompt ? f->kernels->prompt : &f->kernels->products;
     f->pool = pool;
     f->slices = slices;
     f->n_rows = f->n_logit_rows = f->n_attend_units = 0;

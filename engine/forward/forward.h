@@ -3,8 +3,8 @@
  * step a slice of one for every running sequence. K and V of the slice's tokens are written to the
  * sequence's pages; the sequence attends to everything before them, whichever model wrote that.
  *
- * A row's result depends only on its own sequence: not on the batch, the cut into slices, or the
- * number of threads (kernels.h says why). */
+ * A row's result depends only on its own sequence, and on whether it is read as a prompt's: not on
+ * the batch, the cut into slices, or the number of threads (kernels.h says why). */
 #ifndef OVERFILL_ENGINE_FORWARD_FORWARD_H
 #define OVERFILL_ENGINE_FORWARD_FORWARD_H
 
@@ -22,6 +22,7 @@ struct forward_slice {
     uint32_t position;     /* of tokens[0] in its sequence */
     const uint32_t *pages; /* page table, with room for position + n_tokens tokens */
     enum logits_wanted logits;
+    bool is_prompt; /* of all slices or none: faster products may serve (kernels.h, `prompt`) */
 };
 
 /* Buffers for one team; one pass at a time. */

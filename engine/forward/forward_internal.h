@@ -4,8 +4,10 @@
 
 #include "engine/forward/forward.h"
 
-/* Rows of one unit of work. A multiple of KERNEL_F32_ROWS. */
+/* Rows of one unit of work, at least, if there are as many. A multiple of KERNEL_F32_ROWS. */
 #define ROW_UNIT 64
+/* Activations of a unit stay in the L2 cache. */
+#define UNIT_BYTES (1u << 20)
 /* Query rows of one attention unit: enough to reuse a converted page, few enough to share out. */
 #define ATTEND_ROWS 16
 /* Output tiles of a unit of o and down: 32 outputs. gate_up: 4 tiles, 32 MLP channels. */
@@ -29,7 +31,7 @@ struct attend_unit {
 
 /* Buffers of one member, so that no phase allocates. */
 struct member_scratch {
-    float *tile;   /* [ROW_UNIT][max(head_pad, 64)] outputs of one unit */
+    float *tile;   /* [KERNEL_MOST_UNIT_ROWS][max(head_pad, 64)] outputs of one unit */
     float *keys;   /* [head_dim][32] */
     float *values; /* [32][head_dim] */
     float *state;  /* [ATTEND_ROWS * group][ATTEND_STATE(head_dim)] */
@@ -62,6 +64,7 @@ struct forward {
 
     /* the pass at hand; written by forward_run before the team starts */
     const struct model *model;
+    const struct products *products;
     const struct kv_pool *pool;
     const struct forward_slice *slices;
     uint32_t n_rows;
@@ -93,10 +96,11 @@ void linear_run(const struct forward *f, const struct linear *linear);
 /* Quantises x[n], which is row `row` from block `block` on, if the model wants that. */
 void linear_prepare(const struct forward *f, const float *x, size_t n, size_t row, size_t block,
                     const struct quantized_rows *quantized);
-/* Cuts n_rows x n_tiles into units of ROW_UNIT rows and `tiles` tiles, rows fastest, so that
+/* Cuts the product of n_rows and w into units of some rows and `tiles` tiles, rows fastest, so that
  * weights stay in cache from unit to unit. */
-size_t unit_count(size_t n_rows, size_t n_tiles, size_t tiles);
-struct unit_range unit_at(size_t unit, size_t n_rows, size_t n_tiles, size_t tiles);
+size_t unit_count(const struct forward *f, const struct matrix *w, size_t n_rows, size_t tiles);
+struct unit_range unit_at(const struct forward *f, const struct matrix *w, size_t unit,
+                          size_t n_rows, size_t tiles);
 
 /* attention.c */
 void attention_store_head(struct forward *f, uint32_t head, size_t row_begin, size_t row_end,

@@ -7,8 +7,8 @@ void linear_prepare(const struct forward *f, const float *x, size_t n, size_t ro
     if (!f->model->quantized)
         return;
     size_t at = row * quantized->stride + block;
-    f->kernels->quantize(x, n, quantized->q + at * KERNEL_BLOCK, quantized->scale + at,
-                         quantized->sum + at);
+    f->products->quantize(x, n, quantized->q + at * KERNEL_BLOCK, quantized->scale + at,
+                          quantized->sum + at);
 }
 
 static void run_f32(const struct linear *l)
@@ -41,23 +41,40 @@ void linear_run(const struct forward *f, const struct linear *l)
         .out_stride = l->out_stride,
         .accumulate = l->accumulate,
     };
-    f->kernels->matmul[matrix_layout(l->w)](&m);
+    f->products->matmul[matrix_layout(l->w)](&m);
 }
 
-size_t unit_count(size_t n_rows, size_t n_tiles, size_t tiles)
+/* As many as make up for what a call costs, as long as they stay in cache. */
+static size_t unit_rows(const struct forward *f, const struct matrix *w)
 {
-    return ((n_rows + ROW_UNIT - 1) / ROW_UNIT) * ((n_tiles + tiles - 1) / tiles);
+    size_t n = w->type == MATRIX_F32 ? ROW_UNIT : f->products->unit_rows;
+    while (n > ROW_UNIT && n * w->n_in * sizeof(int16_t) > UNIT_BYTES)
+        n /= 2;
+    return n;
 }
 
-struct unit_range unit_at(size_t unit, size_t n_rows, size_t n_tiles, size_t tiles)
+static size_t n_tiles(const struct matrix *w)
 {
-    size_t n_row_units = (n_rows + ROW_UNIT - 1) / ROW_UNIT;
-    size_t row = unit % n_row_units * ROW_UNIT;
+    return w->n_rows / KERNEL_TILE;
+}
+
+size_t unit_count(const struct forward *f, const struct matrix *w, size_t n_rows, size_t tiles)
+{
+    size_t rows = unit_rows(f, w);
+    return ((n_rows + rows - 1) / rows) * ((n_tiles(w) + tiles - 1) / tiles);
+}
+
+struct unit_range unit_at(const struct forward *f, const struct matrix *w, size_t unit,
+                          size_t n_rows, size_t tiles)
+{
+    size_t rows = unit_rows(f, w);
+    size_t n_row_units = (n_rows + rows - 1) / rows;
+    size_t row = unit % n_row_units * rows;
     size_t tile = unit / n_row_units * tiles;
     return (struct unit_range){
         .row_begin = row,
-        .row_end = row + ROW_UNIT < n_rows ? row + ROW_UNIT : n_rows,
+        .row_end = row + rows < n_rows ? row + rows : n_rows,
         .tile_begin = tile,
-        .tile_end = tile + tiles < n_tiles ? tile + tiles : n_tiles,
+        .tile_end = tile + tiles < n_tiles(w) ? tile + tiles : n_tiles(w),
     };
 }

@@ -6,16 +6,14 @@
  * high[32] low[32] of the activations times 16 w[32] w[32] of a nibble w. Of int8 weights, 16 w is
  * no byte: high and low digits are two products, added up by vectors. */
 #if defined(__x86_64__)
+#include "engine/kernels/amx_tiles.h"
 #include "engine/kernels/avx512_common.h"
 
 /* Fewer rows than this leave half of a tile empty, and pay for unpacking: vectors are as fast. */
 #define LEAST_ROWS 9
 
-#define GROUP_ROWS 16 /* of a tile */
 #define MOST_GROUPS 4 /* that share unpacked weights */
 #define CHUNK 16      /* blocks whose weights are unpacked at once: they stay in the L1 cache */
-#define TILE_BYTES 1024
-#define LINE 64 /* bytes of a tile's row */
 
 /* Stored tiles wait some blocks until vectors read them: a load cannot take from a tile's store
  * what has not arrived in the cache. */
@@ -29,15 +27,6 @@
 #define ROWS_LOW 3
 #define WEIGHTS 4
 
-/* Memory operand of ldtilecfg. */
-struct tile_shapes {
-    uint8_t palette;
-    uint8_t start_row;
-    uint8_t reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t n_rows[16];
-};
-
 /* A thread's own, on its stack. */
 struct scratch {
     _Alignas(LINE) uint8_t weights[CHUNK][TILE_BYTES];
@@ -48,34 +37,11 @@ struct scratch {
     float scaled_sum[GROUP_ROWS][CHUNK]; /* scale * sum */
 };
 
-/* Rows of a pass in groups of equal size; the last one begins so much earlier that it is full. */
-struct groups {
-    size_t row_begin, row_end;
-    size_t n, n_rows; /* groups, rows of each */
-};
-
 /* Part of the work: blocks [block, block + n_blocks) of a tile, w at the first. */
 struct chunk {
     const uint8_t *w;
     size_t block, n_blocks;
 };
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static struct groups groups_of(size_t row_begin, size_t row_end)
-{
-    size_t n_rows = row_end - row_begin;
-    size_t n = (n_rows + GROUP_ROWS - 1) / GROUP_ROWS;
-    return (struct groups){row_begin, row_end, n, (n_rows + n - 1) / n};
-}
-
-static size_t group_begin(const struct groups *g, size_t i)
-{
-    return least(g->row_begin + i * g->n_rows, g->row_end - g->n_rows);
-}
 
 static void configure(const enum kernel_layout layout, size_t n_rows)
 {
@@ -91,9 +57,7 @@ static void configure(const enum kernel_layout layout, size_t n_rows)
     }
     shapes.n_rows[WEIGHTS] = q8 ? 8 : 16;
     shapes.row_bytes[WEIGHTS] = LINE;
-    /* gcc believes that only the first bytes are read */
-    __asm__ volatile("" : : "r"(&shapes) : "memory");
-    _tile_loadconfig(&shapes);
+    load_shapes(&shapes);
 }
 
 /* A block of nibbles as a tile: lines of 16 w of the inputs 4g..4g+3, then lines of w. Q4 has its 8
@@ -229,18 +193,6 @@ INLINE void run_chunk(const struct matmul *m, const enum kernel_layout layout,
     }
 }
 
-/* Every row once, though the last group holds some of the one before it. */
-static void store_rows(const struct matmul *m, const struct groups *g, size_t t,
-                       const struct scratch *s)
-{
-    size_t done = g->row_begin;
-    for (size_t i = 0; i < g->n; i++) {
-        size_t begin = group_begin(g, i);
-        for (; done < begin + g->n_rows; done++)
-            finish(m, done, t, _mm512_load_ps(s->acc[i][done - begin]));
-    }
-}
-
 INLINE void run_tiles(const struct matmul *m, const enum kernel_layout layout)
 {
     struct scratch s;
@@ -257,7 +209,7 @@ INLINE void run_tiles(const struct matmul *m, const enum kernel_layout layout)
                               .n_blocks = least(CHUNK, m->n_blocks - b),
                           },
                           &s);
-            store_rows(m, &g, t, &s);
+            store_rows(m, &g, t, s.acc);
         }
     }
     _tile_release(); /* the tiles are no longer part of what a change of threads saves */
@@ -287,5 +239,7 @@ static void matmul_q4_min(const struct matmul *m)
         run_tiles(m, KERNEL_Q4_MIN);
 }
 
-const struct kernels KERNELS_AMX = X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min);
+const struct kernels KERNELS_AMX = X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL);
+const struct kernels KERNELS_AMX_BF16 =
+    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16);
 #endif

@@ -3,5 +3,5 @@
 #include "engine/kernels/avx512_common.h"
 
 const struct kernels KERNELS_AVX512 =
-    X86_TABLE("avx512", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min);
+    X86_TABLE("avx512", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, NULL);
 #endif

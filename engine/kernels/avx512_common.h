@@ -3,6 +3,7 @@
 #ifndef OVERFILL_ENGINE_KERNELS_AVX512_COMMON_H
 #define OVERFILL_ENGINE_KERNELS_AVX512_COMMON_H
 
+#include "engine/kernels/avx512_output.h"
 #include "engine/kernels/x86_common.h"
 
 /* Rows of one pass over a tile: integer and float sums fill most of the 32 registers. */
@@ -14,17 +15,6 @@ INLINE __m512i broadcast4(const int8_t *digits)
     int32_t four;
     memcpy(&four, digits, sizeof(four));
     return _mm512_set1_epi32(four);
-}
-
-INLINE __m512 halves(const uint16_t *p)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-}
-
-INLINE void finish(const struct matmul *m, size_t row, size_t t, __m512 acc)
-{
-    float *out = m->out + (row - m->row_begin) * m->out_stride + (t - m->tile_begin) * KERNEL_TILE;
-    _mm512_storeu_ps(out, m->accumulate ? _mm512_add_ps(_mm512_loadu_ps(out), acc) : acc);
 }
 
 /* sum[row] += unsigned bytes times the row's four digits at x. */

@@ -33,6 +33,17 @@ static bool has_avxvnni(void)
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
 }
 #endif
+
+#if defined(HAVE_AMX)
+static bool has_amx_bf16(void)
+{
+    unsigned a;
+    unsigned b;
+    unsigned c;
+    unsigned d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22);
+}
+#endif
 #endif
 
 size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST])
@@ -50,8 +61,11 @@ size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST])
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
             ret_tables[n++] = &KERNELS_AVX512;
 #if defined(HAVE_AMX)
-            if (system_allows_amx())
+            if (system_allows_amx()) {
                 ret_tables[n++] = &KERNELS_AMX;
+                if (has_amx_bf16())
+                    ret_tables[n++] = &KERNELS_AMX_BF16;
+            }
 #endif
         }
     }
@@ -76,7 +90,7 @@ int kernels_select(const char *name, const struct kernels **ret_kernels, struct 
     }
     return error_set(err, ERROR_INVALID,
                      "kernels \"%s\": this CPU runs %s; expected one of scalar, avx2, avxvnni, "
-                     "avx512, amx up to that",
+                     "avx512, amx, amx-bf16 up to that",
                      name, tables[n - 1]->name);
 }
 

@@ -1,8 +1,8 @@
 /* Every inner loop of the forward pass behind one table of function pointers. A kernel takes plain
  * pointers and sizes, knows no model, allocates nothing and starts no thread. scalar.c is the
- * specification: the SIMD versions give the same bits, because integer sums are exact and every
- * float sum keeps the one order that scalar.c writes down. So a row's result depends on nothing but
- * the row: not on its neighbours in the batch, nor on who computes it.
+ * specification: the SIMD versions give the same bits (but for `prompt`), because integer sums are
+ * exact and every float sum keeps the one order that scalar.c writes down. So a row's result
+ * depends on nothing but the row: not on its neighbours in the batch, nor on who computes it.
  *
  * Quantised weights lie in tiles of KERNEL_TILE output rows, along the input in blocks of
  * KERNEL_BLOCK (the blocks of Q8_0, Q4_0 and Q4_1), one block of all 16 rows after the other, so
@@ -95,16 +95,28 @@ struct attend_page {
 };
 #define ATTEND_STATE(head_dim) ((head_dim) + 2)
 
+/* Products of quantised weights, and what they want activations to be. */
+struct products {
+    /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / KERNEL_Q_MAX, round
+     * to even. */
+    void (*quantize)(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum);
+    void (*matmul[KERNEL_LAYOUTS])(const struct matmul *m);
+    size_t unit_rows; /* rows of a call that make up for what it costs; at most
+                         KERNEL_MOST_UNIT_ROWS */
+};
+#define KERNEL_MOST_UNIT_ROWS 256
+
 struct kernels {
     const char *name;
     /* out[i] = x[i] * rsqrt(sum(x^2) / width + eps) * weight[i]; sums in 16 lanes i % 16, then
      * folded in halves. width differs from n where a file pads its rows. */
     void (*rmsnorm)(const float *x, const float *weight, size_t n, size_t width, float eps,
                     float *out);
-    /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / KERNEL_Q_MAX, round
-     * to even. */
-    void (*quantize)(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum);
-    void (*matmul[KERNEL_LAYOUTS])(const struct matmul *m);
+    struct products products;
+    /* Faster ones for prompts, if there are any, else NULL. A row's bits are again its own, but not
+     * those of `products`: weights and activations are bf16, float sums are the hardware's.
+     * `quantize` writes bf16 x[n] to q and leaves scale and sum alone. */
+    const struct products *prompt;
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
     /* Rotates the pairs (x[i], x[i + half]) by (cos[i], sin[i]), i < half. */
@@ -115,9 +127,9 @@ struct kernels {
 };
 
 /* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512,
- * amx) names: ERROR_INVALID if it is unknown or this CPU lacks it. */
+ * amx, amx-bf16) names: ERROR_INVALID if it is unknown or this CPU lacks it. */
 int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err);
-#define KERNELS_MOST 5
+#define KERNELS_MOST 6
 /* All tables this CPU can run, scalar first; returns how many (for tests and benchmarks). Asks the
  * kernel, for the whole process, to let its threads use AMX. */
 size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST]);
@@ -128,6 +140,8 @@ extern const struct kernels KERNELS_AVX2;
 extern const struct kernels KERNELS_AVXVNNI;
 extern const struct kernels KERNELS_AVX512;
 extern const struct kernels KERNELS_AMX;
+extern const struct kernels KERNELS_AMX_BF16; /* the same, and its products for prompts */
+extern const struct products PRODUCTS_AMX_BF16;
 #endif
 
 /* out[16 rows][n_out] = (accumulate ? out : 0) + x[16 rows][n_in] * w[n_out][n_in]^T in float.

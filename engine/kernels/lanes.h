@@ -6,6 +6,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
+/* In front of a loop that gcc would unroll and then run out of registers for. */
+#if defined(__clang__)
+#define X86_KEEP_LOOP
+#else
+#define X86_KEEP_LOOP _Pragma("GCC unroll 1")
+#endif
+
 /* exp(x) = 2^n * e^r, n = round(x / ln 2), |r| <= ln 2 / 2; e^r by its Taylor series up to r^7
  * (remainder below 1e-8). ln 2 in two parts (Cody and Waite) keeps r exact. x is clamped to where
  * 2^n is a normal float: never inf, never 0; NaN counts as the lower end. */

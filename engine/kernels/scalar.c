@@ -212,8 +212,7 @@ static void attend(const struct attend_page *a)
 const struct kernels KERNELS_SCALAR = {
     .name = "scalar",
     .rmsnorm = rmsnorm,
-    .quantize = quantize,
-    .matmul = {matmul_q8, matmul_q4, matmul_q4_min},
+    .products = {quantize, {matmul_q8, matmul_q4, matmul_q4_min}, 64},
     .silu_mul = silu_mul,
     .rope = rope,
     .half_to_float = half_to_float_n,

@@ -12,15 +12,6 @@
 #include <math.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* In front of a loop that gcc would unroll and then run out of registers for. */
-#if defined(__clang__)
-#define X86_KEEP_LOOP
-#else
-#define X86_KEEP_LOOP _Pragma("GCC unroll 1")
-#endif
-
 /* Weights are asked for this far ahead: a pass of one row does too little work to hide their way
  * from memory. */
 #define X86_PREFETCH_BYTES 4096
@@ -413,12 +404,12 @@ INLINE void x86_attend_all(const struct attend_page *a, const bool is_half)
     }
 
 /* The table of a file that has quantize and attend. */
-#define X86_TABLE(label, matmul_q8, matmul_q4, matmul_q4_min)                                      \
+#define X86_TABLE(label, matmul_q8, matmul_q4, matmul_q4_min, prompt_products)                     \
     {                                                                                              \
-        .name = (label), .rmsnorm = x86_rmsnorm, .quantize = quantize,                             \
-        .matmul = {matmul_q8, matmul_q4, matmul_q4_min}, .silu_mul = x86_silu_mul,                 \
-        .rope = x86_rope, .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half,  \
-        .attend = attend,                                                                          \
+        .name = (label), .rmsnorm = x86_rmsnorm,                                                   \
+        .products = {quantize, {matmul_q8, matmul_q4, matmul_q4_min}, 64},                         \
+        .prompt = (prompt_products), .silu_mul = x86_silu_mul, .rope = x86_rope,                   \
+        .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half, .attend = attend,  \
     }
 
 #endif

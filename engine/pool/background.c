@@ -161,6 +161,7 @@ bool background_read(struct prefill *p, struct background_job *job, uint32_t end
         .position = job->position,
         .pages = job->table.pages,
         .logits = LOGITS_NONE,
+        .is_prompt = true, /* the next turn's */
     };
     forward_run(engine->prefill.forward, engine->full, engine->kv, &slice, 1, &stride);
     job->position += n;

@@ -19,7 +19,7 @@
 #include <stdatomic.h>
 
 #define PREFILL_MAX_ROWS 512  /* tokens of one prefill step */
-#define PREFILL_MIN_ROWS 32   /* fewer would read the weights for too little work */
+#define PREFILL_MIN_ROWS 32   /* that tell how fast many are */
 #define PREFILL_LOGIT_ROWS 64 /* rows of logits of one prefill step */
 #define MOST_SEQUENCES 512u   /* that max_sequences may be */
 #define DECODE_ROWS 64u       /* of a decode step at least: room for runs of given tokens */

@@ -283,6 +283,16 @@ static bool is_idle(const struct prefill *p)
     return !p->n_active && !p->n_parked && !p->waiting.queue.head;
 }
 
+/* What decode may compare or continue must have the bits that decode would give it. */
+static bool read_with_full(struct prefill *p)
+{
+    const struct engine *engine = p->engine;
+    if (!engine->kernels->prompt)
+        return prefill_step(p, engine->full, STEP_ALL);
+    bool has_stepped = prefill_step(p, engine->full, STEP_ANSWERS);
+    return prefill_step(p, engine->full, STEP_PROMPTS) || has_stepped;
+}
+
 void *prefill_main(void *arg)
 {
     struct engine *engine = arg;
@@ -298,9 +308,9 @@ void *prefill_main(void *arg)
             background_release(&p); /* the first of all to make room */
         admit(&p);
         set_busy(&p, true);
-        p.has_stepped = prefill_step(&p, engine->full);
+        p.has_stepped = read_with_full(&p);
         if (engine->pruned)
-            p.has_stepped |= prefill_step(&p, engine->pruned);
+            p.has_stepped |= prefill_step(&p, engine->pruned, STEP_ALL);
         if (is_idle(&p))
             p.has_stepped |= background_step(&p);
         set_busy(&p, p.has_stepped); /* it may sleep now, and is not stuck then */

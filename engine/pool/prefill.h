@@ -53,8 +53,11 @@ void prefill_park(struct prefill *p, struct sequence *sequence);
 void prefill_wait(struct prefill *p, struct sequence *sequence);
 struct sequence *prefill_worst(const struct prefill *p);
 
-/* reading.c: a step of one model for those whose next tokens are its. False if there are none. */
-bool prefill_step(struct prefill *p, const struct model *model);
+/* reading.c: a step of one model for those whose next tokens are its, or only for those whose
+ * tokens are (or are not) a prompt's, as full models with faster products for prompts want it.
+ * False if there are none. */
+enum step_rows { STEP_ALL, STEP_PROMPTS, STEP_ANSWERS };
+bool prefill_step(struct prefill *p, const struct model *model, enum step_rows rows);
 /* Rows of a step that is to take `ms`. */
 uint32_t prefill_rows(const struct prefill *p, double ms);
 

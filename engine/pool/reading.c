@@ -15,14 +15,31 @@ static bool is_urgent(const struct sequence *s)
     return s->reading == READ_REFRESH || s->reading == READ_VERIFY;
 }
 
-/* Where the part that `model` reads ends; position if that is not next. */
-static uint32_t part_end(const struct prefill *p, const struct sequence *s,
-                         const struct model *model)
+/* What a step reads with. */
+struct reader {
+    const struct model *model;
+    enum step_rows rows;
+};
+
+static bool is_in_prompt(const struct sequence *s)
 {
-    bool is_full = model == p->engine->full;
-    if (s->position < s->read_exact)
-        return is_full ? s->read_exact : s->position;
-    return is_full ? s->position : s->read_end;
+    return s->position < s->request->prompt.n;
+}
+
+/* Where the part that the reader takes ends; position if that is not next. */
+static uint32_t part_end(const struct prefill *p, const struct sequence *s,
+                         const struct reader *reader)
+{
+    bool is_full = reader->model == p->engine->full;
+    if (is_full != (s->position < s->read_exact))
+        return s->position;
+    uint32_t end = is_full ? s->read_exact : s->read_end;
+    if (reader->rows == STEP_ALL)
+        return end;
+    if (is_in_prompt(s) != (reader->rows == STEP_PROMPTS))
+        return s->position;
+    uint32_t prompt_end = (uint32_t)s->request->prompt.n;
+    return is_in_prompt(s) && end > prompt_end ? prompt_end : end;
 }
 
 static bool goes_before(const struct sequence *a, const struct sequence *b)
@@ -36,13 +53,13 @@ static bool goes_before(const struct sequence *a, const struct sequence *b)
 
 /* The sequence to serve next, of those not yet in the step: who waits in the middle of an answer,
  * then the lowest priority, then the one with the least left; now and then the oldest. */
-static struct sequence *choose(const struct prefill *p, const struct model *model)
+static struct sequence *choose(const struct prefill *p, const struct reader *reader)
 {
     bool oldest_first = p->n_steps % AGEING_STEPS == 0 && p->n_slices == 0;
     struct sequence *best = NULL;
     for (size_t i = 0; i < p->n_active; i++) {
         struct sequence *s = p->active[i];
-        if (s->in_step || part_end(p, s, model) == s->position)
+        if (s->in_step || part_end(p, s, reader) == s->position)
             continue;
         bool is_better =
             !best || (oldest_first ? is_urgent(s) && !is_urgent(best) : goes_before(s, best));
@@ -52,11 +69,22 @@ static struct sequence *choose(const struct prefill *p, const struct model *mode
     return best;
 }
 
+/* Fewer would pay too much for reading and unpacking the weights. Faster products need more rows,
+ * and all the more where nobody else waits for the step to end. */
+static uint32_t least_rows(const struct prefill *p)
+{
+    const struct products *prompt = p->engine->kernels->prompt;
+    if (!prompt)
+        return PREFILL_MIN_ROWS;
+    return (uint32_t)(p->n_active == 1 ? prompt->unit_rows : prompt->unit_rows / 2);
+}
+
 uint32_t prefill_rows(const struct prefill *p, double ms)
 {
     double rows = p->tokens_per_ms * ms;
-    if (rows < PREFILL_MIN_ROWS)
-        return PREFILL_MIN_ROWS;
+    uint32_t least = least_rows(p);
+    if (rows < least)
+        return least;
     return rows < PREFILL_MAX_ROWS ? (uint32_t)rows : PREFILL_MAX_ROWS;
 }
 
@@ -100,12 +128,12 @@ static uint32_t slice_end(const struct sequence *s, uint32_t end, uint32_t rows,
 }
 
 /* Adds a slice of the sequence, if there are pages for one. */
-static void add_slice(struct prefill *p, struct sequence *s, const struct model *model,
+static void add_slice(struct prefill *p, struct sequence *s, const struct reader *reader,
                       uint32_t *rows, uint32_t *logit_rows)
 {
     s->in_step = true;
     sequence_find_prefix(p->engine, s);
-    uint32_t end = slice_end(s, part_end(p, s, model), *rows, *logit_rows);
+    uint32_t end = slice_end(s, part_end(p, s, reader), *rows, *logit_rows);
     make_room(p, s, end);
     uint32_t room = s->table.n_pages * KERNEL_PAGE_TOKENS;
     end = end < room ? end : room;
@@ -123,12 +151,13 @@ static void add_slice(struct prefill *p, struct sequence *s, const struct model 
         .position = s->position,
         .pages = s->table.pages,
         .logits = logits,
+        .is_prompt = reader->rows == STEP_PROMPTS,
     };
     *rows -= n;
     *logit_rows -= logits == LOGITS_ALL ? n : logits == LOGITS_LAST;
 }
 
-static void build_step(struct prefill *p, const struct model *model)
+static void build_step(struct prefill *p, const struct reader *reader)
 {
     uint32_t rows = prefill_rows(p, p->engine->options.prefill_chunk_ms);
     uint32_t logit_rows = PREFILL_LOGIT_ROWS;
@@ -137,12 +166,13 @@ static void build_step(struct prefill *p, const struct model *model)
     p->n_slices = 0;
     for (size_t i = 0; i < p->n_active; i++)
         p->active[i]->in_step = false;
-    while (rows && logit_rows && (s = choose(p, model)))
-        add_slice(p, s, model, &rows, &logit_rows);
+    while (rows && logit_rows && (s = choose(p, reader)))
+        add_slice(p, s, reader, &rows, &logit_rows);
 }
 
-static void count_step(struct prefill *p, const struct model *model, uint64_t ns)
+static void count_step(struct prefill *p, const struct reader *reader, uint64_t ns)
 {
+    const struct model *model = reader->model;
     struct engine *engine = p->engine;
     uint32_t n_prompt = 0, n_resumed = 0, n_all = 0;
     bool with_head = false;
@@ -156,7 +186,8 @@ static void count_step(struct prefill *p, const struct model *model, uint64_t ns
     }
     p->n_steps++;
     /* Few rows read the weights for too little work to tell how fast many would be. */
-    if (ns && model == engine->full && (n_all >= PREFILL_MIN_ROWS || p->tokens_per_ms <= 0)) {
+    if (ns && model == engine->full && reader->rows != STEP_ANSWERS &&
+        (n_all >= PREFILL_MIN_ROWS || p->tokens_per_ms <= 0)) {
         double rate = n_all / ((double)ns / 1e6);
         p->tokens_per_ms = p->tokens_per_ms > 0 ? 0.8 * p->tokens_per_ms + 0.2 * rate : rate;
     }
@@ -404,17 +435,18 @@ static void finish_slices(struct prefill *p, const struct model *model, const fl
     }
 }
 
-bool prefill_step(struct prefill *p, const struct model *model)
+bool prefill_step(struct prefill *p, const struct model *model, enum step_rows rows)
 {
     struct engine *engine = p->engine;
-    build_step(p, model);
+    const struct reader reader = {model, rows};
+    build_step(p, &reader);
     bool any = hand_back_found(p);
     if (!p->n_slices)
         return any;
     uint64_t begin = system_now_ns();
     const float *logits =
         forward_run(engine->prefill.forward, model, engine->kv, p->slices, p->n_slices, &p->stride);
-    count_step(p, model, system_now_ns() - begin);
+    count_step(p, &reader, system_now_ns() - begin);
     score_rows(p, logits);
     finish_slices(p, model, logits);
     return true;

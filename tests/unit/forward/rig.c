@@ -157,8 +157,8 @@ void rig_pass(struct rig *rig, const struct model *model, struct rig_sequence *s
         if (!n[i])
             continue;
         kv_table_grow(rig->pool, &s->table, s->n_done + n[i]);
-        slices[n_slices++] = (struct forward_slice){s->tokens + s->n_done, n[i], s->n_done,
-                                                    s->table.pages, LOGITS_ALL};
+        slices[n_slices++] = (struct forward_slice){
+            s->tokens + s->n_done, n[i], s->n_done, s->table.pages, LOGITS_ALL, rig->is_prompt};
     }
     const float *logits = forward_run(rig->forward, model, rig->pool, slices, n_slices, &stride);
     for (size_t i = 0; i < n_sequences; i++) {

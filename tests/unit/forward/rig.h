@@ -14,6 +14,7 @@ struct rig {
     struct team *team;
     struct kv_pool *pool;
     struct forward *forward;
+    bool is_prompt; /* of all slices; false unless a test sets it */
 };
 
 struct rig_options {

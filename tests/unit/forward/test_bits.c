@@ -4,6 +4,7 @@
 #include "tests/unit/check.h"
 #include "tests/unit/forward/rig.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,14 @@ static void expect_same(const char *name, const char *what, const float *a, cons
     }
 }
 
+static bool has_prompt_products(void)
+{
+    const struct kernels *kernels;
+    struct error err;
+    assert_int_equal(kernels_select(NULL, &kernels, &err), 0);
+    return kernels->prompt;
+}
+
 static void open_case(struct rig *rig, const struct rig_case *c, unsigned n_threads,
                       const struct kernels *kernels)
 {
@@ -32,12 +41,13 @@ static void open_case(struct rig *rig, const struct rig_case *c, unsigned n_thre
              &(struct rig_options){&c->tiny, NULL, c->weights, c->kv_bytes, n_threads, kernels});
 }
 
-static void check_cuts(const struct rig_case *c)
+static void check_cuts(const struct rig_case *c, bool is_prompt)
 {
     static const uint32_t cuts[] = {1, 15, 17, 31, 33, 64};
     struct rig rig;
     int32_t tokens[N_TOKENS];
     open_case(&rig, c, 2, NULL);
+    rig.is_prompt = is_prompt;
     uint32_t n_vocab = rig.model->params.vocab_size;
     rig_tokens(1, n_vocab, N_TOKENS, tokens);
     float *whole = rig_logits(&rig, tokens, N_TOKENS, N_TOKENS);
@@ -56,15 +66,18 @@ static void prompt_at_once_or_in_chunks_is_the_same(void **state)
 {
     const struct rig_case *cases;
     size_t n = rig_cases(&cases);
-    for (size_t i = 0; i < n; i++)
-        check_cuts(&cases[i]);
+    for (size_t i = 0; i < n; i++) {
+        check_cuts(&cases[i], false);
+        if (has_prompt_products())
+            check_cuts(&cases[i], true);
+    }
 }
 
 #define BATCH 16
 
 /* Every sequence by itself, then all of them in passes that take a random number of tokens from a
  * random choice of them. */
-static void check_batch(const struct rig_case *c)
+static void check_batch(const struct rig_case *c, bool is_prompt)
 {
     struct rig rig;
     static int32_t tokens[BATCH][RIG_MAX_TOKENS];
@@ -73,6 +86,7 @@ static void check_batch(const struct rig_case *c)
     uint64_t random = 11;
     uint32_t n_left = 0;
     open_case(&rig, c, 2, NULL);
+    rig.is_prompt = is_prompt;
     uint32_t n_vocab = rig.model->params.vocab_size;
 
     for (uint32_t i = 0; i < BATCH; i++) {
@@ -109,8 +123,11 @@ static void alone_or_in_a_batch_is_the_same(void **state)
 {
     const struct rig_case *cases;
     size_t n = rig_cases(&cases);
-    for (size_t i = 0; i < n; i++)
-        check_batch(&cases[i]);
+    for (size_t i = 0; i < n; i++) {
+        check_batch(&cases[i], false);
+        if (has_prompt_products())
+            check_batch(&cases[i], true);
+    }
 }
 
 static float *logits_with(const struct rig_case *c, unsigned n_threads,
@@ -162,6 +179,38 @@ static void all_kernels_are_the_same(void **state)
             free(simd);
         }
         free(scalar);
+    }
+}
+
+/* Rounding to bf16 is seen, and is no more than that: what these tests would miss is a pass that
+ * takes the other products, or wrong ones. */
+static void a_prompts_products_are_near_the_others(void **state)
+{
+    const struct rig_case *cases;
+    size_t n = rig_cases(&cases);
+    if (!has_prompt_products()) {
+        print_message("skipped: this CPU has no products of its own for prompts\n");
+        skip();
+    }
+    for (size_t i = 0; i < n; i++) {
+        struct rig rig;
+        int32_t tokens[N_TOKENS];
+        double error = 0, size = 0;
+        open_case(&rig, &cases[i], 2, NULL);
+        size_t n_logits = (size_t)N_TOKENS * rig.model->params.vocab_size;
+        rig_tokens(3, rig.model->params.vocab_size, N_TOKENS, tokens);
+        float *exact = rig_logits(&rig, tokens, N_TOKENS, N_TOKENS);
+        rig.is_prompt = true;
+        float *rounded = rig_logits(&rig, tokens, N_TOKENS, N_TOKENS);
+        for (size_t j = 0; j < n_logits; j++) {
+            error += fabs((double)rounded[j] - exact[j]);
+            size += fabs((double)exact[j]);
+        }
+        assert_true(error < 0.02 * size);
+        assert_true((error > 0) == (cases[i].weights != MODEL_WEIGHTS_F32));
+        free(exact);
+        free(rounded);
+        rig_close(&rig);
     }
 }
 
@@ -300,6 +349,7 @@ int main(void)
         cmocka_unit_test(alone_or_in_a_batch_is_the_same),
         cmocka_unit_test(any_number_of_threads_is_the_same),
         cmocka_unit_test(all_kernels_are_the_same),
+        cmocka_unit_test(a_prompts_products_are_near_the_others),
         cmocka_unit_test(last_row_is_the_row_of_all),
         cmocka_unit_test(fork_goes_on_like_the_original),
         cmocka_unit_test(failed_allocation_is_an_error),

@@ -14,6 +14,7 @@
 
 struct work {
     const struct kernels *k;
+    const struct products *products;
     struct matmul m;
     enum kernel_layout layout;
     struct attend_page page;
@@ -51,7 +52,7 @@ static double seconds(void (*fn)(struct work *), struct work *w)
 
 static void run_matmul(struct work *w)
 {
-    w->k->matmul[w->layout](&w->m);
+    w->products->matmul[w->layout](&w->m);
 }
 
 static void run_attend(struct work *w)
@@ -61,7 +62,7 @@ static void run_attend(struct work *w)
 
 static void run_quantize(struct work *w)
 {
-    w->k->quantize(w->x, w->n, w->rows.q, w->rows.scale, w->rows.sum);
+    w->k->products.quantize(w->x, w->n, w->rows.q, w->rows.scale, w->rows.sum);
 }
 
 static float *random_floats(size_t n)
@@ -81,8 +82,8 @@ static void *fail_if_null(void *p)
     return p;
 }
 
-static void bench_matmul(const struct kernels *k, enum kernel_layout layout, size_t n_in,
-                         size_t n_tiles, size_t n_rows)
+static void bench_matmul(const char *name, const struct products *products,
+                         enum kernel_layout layout, size_t n_in, size_t n_tiles, size_t n_rows)
 {
     static const char *const NAMES[KERNEL_LAYOUTS] = {"q8", "q4", "q4_min"};
     size_t n_blocks = n_in / KERNEL_BLOCK;
@@ -98,10 +99,10 @@ static void bench_matmul(const struct kernels *k, enum kernel_layout layout, siz
     };
     memset(tiles, 0x11, n_tiles * tile_bytes);
     for (size_t r = 0; r < n_rows; r++)
-        k->quantize(x + r * n_in, n_in, rows.q + r * n_in, rows.scale + r * n_blocks,
-                    rows.sum + r * n_blocks);
+        products->quantize(x + r * n_in, n_in, rows.q + r * n_in, rows.scale + r * n_blocks,
+                           rows.sum + r * n_blocks);
     struct work w = {
-        .k = k,
+        .products = products,
         .layout = layout,
         .m = {.tiles = tiles,
               .tile_bytes = tile_bytes,
@@ -114,7 +115,7 @@ static void bench_matmul(const struct kernels *k, enum kernel_layout layout, siz
     };
     double s = seconds(run_matmul, &w);
     double ops = 2.0 * (double)(n_rows * n_in * n_tiles * KERNEL_TILE);
-    printf("%-7s matmul_%-6s %4zu rows x %4zu x %4zu  %8.1f us  %7.1f GOP/s  %6.1f GB/s\n", k->name,
+    printf("%-8s matmul_%-6s %4zu rows x %4zu x %4zu  %8.1f us  %7.1f GOP/s  %6.1f GB/s\n", name,
            NAMES[layout], n_rows, n_in, n_tiles * KERNEL_TILE, s * 1e6, ops / s / 1e9,
            (double)(n_tiles * tile_bytes) / s / 1e9);
     mem_free(tiles);
@@ -174,20 +175,28 @@ static void bench_quantize(const struct kernels *k, size_t n)
     mem_free(w.rows.sum);
 }
 
+static void bench_products(const char *name, const struct products *products)
+{
+    static const size_t ROWS[] = {1, 2, 4, 16, 64, 256};
+    for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
+        for (size_t r = 0; r < sizeof(ROWS) / sizeof(ROWS[0]) && ROWS[r] <= products->unit_rows;
+             r++) {
+            bench_matmul(name, products, layout, 576, 4, ROWS[r]);
+            bench_matmul(name, products, layout, 1536, 2, ROWS[r]);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
-    static const size_t ROWS[] = {1, 2, 4, 16, 64};
     const struct kernels *tables[KERNELS_MOST];
     size_t n = kernels_available(tables);
     for (size_t i = 1; i < n; i++) {
         if (argc > 1 && strcmp(argv[1], tables[i]->name) != 0)
             continue;
-        for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
-            for (size_t r = 0; r < sizeof(ROWS) / sizeof(ROWS[0]); r++) {
-                bench_matmul(tables[i], layout, 576, 4, ROWS[r]);
-                bench_matmul(tables[i], layout, 1536, 2, ROWS[r]);
-            }
-        }
+        bench_products(tables[i]->name, &tables[i]->products);
+        if (tables[i]->prompt)
+            bench_products("prompts", tables[i]->prompt);
         bench_attend(tables[i], 3, false);
         bench_attend(tables[i], 3, true);
         bench_attend(tables[i], 48, false);

@@ -65,6 +65,35 @@ static inline void emulated_dp(int sum, int a, int b, int b_is_signed)
     }
 }
 
+/* sum[m][n] += a[m][2k] * b[k][n][0] + a[m][2k + 1] * b[k][n][1], of bf16. */
+static inline float emulated_bf16(const uint8_t *bytes)
+{
+    float value;
+    uint32_t bits = (uint32_t)(bytes[0] | bytes[1] << 8) << 16;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static inline void emulated_dpbf16(int sum, int a, int b)
+{
+    size_t n_rows = emulated_tiles[sum].n_rows;
+    size_t n_outputs = emulated_tiles[sum].row_bytes / 4;
+    assert(emulated_tiles[a].n_rows == n_rows);
+    assert(emulated_tiles[b].n_rows * 4 == emulated_tiles[a].row_bytes);
+    assert(emulated_tiles[b].row_bytes == n_outputs * 4);
+    for (size_t m = 0; m < n_rows; m++) {
+        for (size_t n = 0; n < n_outputs; n++) {
+            float total;
+            memcpy(&total, &emulated_tiles[sum].bytes[m][4 * n], sizeof(total));
+            for (size_t k = 0; k < emulated_tiles[b].n_rows; k++)
+                for (size_t i = 0; i < 2; i++)
+                    total += emulated_bf16(&emulated_tiles[a].bytes[m][4 * k + 2 * i]) *
+                             emulated_bf16(&emulated_tiles[b].bytes[k][4 * n + 2 * i]);
+            memcpy(&emulated_tiles[sum].bytes[m][4 * n], &total, sizeof(total));
+        }
+    }
+}
+
 /* what the compiler's own header, which is included by now, defines of them */
 #undef _tile_loadconfig
 #undef _tile_release
@@ -73,6 +102,7 @@ static inline void emulated_dp(int sum, int a, int b, int b_is_signed)
 #undef _tile_stored
 #undef _tile_dpbssd
 #undef _tile_dpbsud
+#undef _tile_dpbf16ps
 #define _tile_loadconfig(shapes) emulated_loadconfig(shapes)
 #define _tile_release() ((void)0)
 #define _tile_zero(tile) memset(emulated_tiles[tile].bytes, 0, sizeof(emulated_tiles[tile].bytes))
@@ -81,6 +111,10 @@ static inline void emulated_dp(int sum, int a, int b, int b_is_signed)
 #define _tile_dpbssd(sum, a, b) emulated_dp(sum, a, b, 1)
 #define _tile_dpbsud(sum, a, b) emulated_dp(sum, a, b, 0)
 
+#define _tile_dpbf16ps(sum, a, b) emulated_dpbf16(sum, a, b)
+
 #define KERNELS_AMX KERNELS_AMX_EMULATED
+#define KERNELS_AMX_BF16 KERNELS_AMX_BF16_EMULATED
+#define PRODUCTS_AMX_BF16 PRODUCTS_AMX_BF16_EMULATED
 
 #endif

@@ -41,6 +41,16 @@
     })
 #endif
 
+#ifndef _mm512_srai_epi32
+#define _mm512_srai_epi32(integers, n)                                                             \
+    ({                                                                                             \
+        simde__m512i_private integers_ = simde__m512i_to_private(integers);                        \
+        integers_.m256i[0] = simde_mm256_srai_epi32(integers_.m256i[0], n);                        \
+        integers_.m256i[1] = simde_mm256_srai_epi32(integers_.m256i[1], n);                        \
+        simde__m512i_from_private(integers_);                                                      \
+    })
+#endif
+
 /* Lanes that the mask leaves out are not read. */
 #ifndef _mm512_maskz_loadu_epi32
 #define _mm512_maskz_loadu_epi32(mask, p)                                                          \

@@ -14,7 +14,7 @@
 #if defined(__x86_64__)
 extern const struct kernels KERNELS_AVXVNNI_EMULATED;
 extern const struct kernels KERNELS_AVX512_EMULATED;
-extern const struct kernels KERNELS_AMX_EMULATED;
+extern const struct kernels KERNELS_AMX_BF16_EMULATED;
 #endif
 #define MOST_TABLES (KERNELS_MOST + 3)
 
@@ -50,7 +50,7 @@ static size_t tables(const struct kernels *list[MOST_TABLES])
         list[n++] = &KERNELS_AVXVNNI_EMULATED;
 #if defined(HAVE_SIMDE)
         list[n++] = &KERNELS_AVX512_EMULATED;
-        list[n++] = &KERNELS_AMX_EMULATED;
+        list[n++] = &KERNELS_AMX_BF16_EMULATED;
 #endif
     }
 #endif
@@ -106,7 +106,7 @@ static void rmsnorm_is_the_formula(void **state)
 /* Whether the table's blocks are two digits, as kernels.h says. */
 static bool has_digits(const struct kernels *k)
 {
-    return strcmp(k->name, "avx512") == 0 || strcmp(k->name, "amx") == 0;
+    return strcmp(k->name, "avx512") == 0 || strncmp(k->name, "amx", 3) == 0;
 }
 
 /* Where input i of a block lies in pairs, as kernels.h says. */
@@ -148,10 +148,11 @@ static void quantize_gives_the_same_bits(void **state)
                 memset(x, 0, LENGTHS[i] * sizeof(float)); /* a block of zeros has scale 0 */
             memset(&expected, 7, sizeof(expected));
             memset(&got, 7, sizeof(got));
-            KERNELS_SCALAR.quantize(x, LENGTHS[i], expected.q[0], expected.scale, expected.sum);
+            KERNELS_SCALAR.products.quantize(x, LENGTHS[i], expected.q[0], expected.scale,
+                                             expected.sum);
             if (has_digits(k))
                 pairs_to_digits(expected.q[0], (LENGTHS[i] + KERNEL_BLOCK - 1) / KERNEL_BLOCK);
-            k->quantize(x, LENGTHS[i], got.q[0], got.scale, got.sum);
+            k->products.quantize(x, LENGTHS[i], got.q[0], got.scale, got.sum);
             assert_memory_equal(&got, &expected, sizeof(got));
         }
     }
@@ -167,7 +168,7 @@ static void quantize_keeps_the_value(void **state)
     for (int round = 0; round < 2000; round++) {
         int32_t total = 0;
         fill(x, KERNEL_BLOCK);
-        KERNELS_SCALAR.quantize(x, KERNEL_BLOCK, q, &scale, &sum);
+        KERNELS_SCALAR.products.quantize(x, KERNEL_BLOCK, q, &scale, &sum);
         for (size_t i = 0; i < KERNEL_BLOCK; i++) {
             int16_t v = q[place(i)];
             assert_true(fabsf((float)v * scale - x[i]) <= 0.51f * scale);
@@ -218,8 +219,9 @@ static void product_open(struct product *p, enum kernel_layout layout, size_t n_
     };
     for (size_t r = 0; r < n_rows; r++) {
         fill(row, n_blocks * KERNEL_BLOCK);
-        KERNELS_SCALAR.quantize(row, n_blocks * KERNEL_BLOCK, p->x.q + r * p->stride * KERNEL_BLOCK,
-                                p->x.scale + r * p->stride, p->x.sum + r * p->stride);
+        KERNELS_SCALAR.products.quantize(row, n_blocks * KERNEL_BLOCK,
+                                         p->x.q + r * p->stride * KERNEL_BLOCK,
+                                         p->x.scale + r * p->stride, p->x.sum + r * p->stride);
     }
     mem_free(row);
     size_t n_out = n_rows * n_tiles * KERNEL_TILE;
@@ -272,9 +274,9 @@ static void check_matmul(enum kernel_layout layout)
             product_open(&p, layout, N_BLOCKS[i], 1 + i % 3, ROWS[i], i % 2);
             struct matmul expected = product_matmul(&p, p.expected, i % 2);
             struct matmul got = product_matmul(&p, p.got, i % 2);
-            KERNELS_SCALAR.matmul[layout](&expected);
+            KERNELS_SCALAR.products.matmul[layout](&expected);
             product_give_to(&p, k);
-            k->matmul[layout](&got);
+            k->products.matmul[layout](&got);
             assert_memory_equal(p.got, p.expected,
                                 p.n_rows * p.n_tiles * KERNEL_TILE * sizeof(float));
             product_close(&p);
@@ -300,6 +302,38 @@ static void matmul_q4_min_gives_the_same_bits(void **state)
     check_matmul(KERNEL_Q4_MIN);
 }
 
+static void check_rows(const struct product *p, const struct products *products,
+                       enum kernel_layout layout)
+{
+    struct matmul all = product_matmul(p, p->expected, false);
+    products->matmul[layout](&all);
+    for (size_t r = 0; r < p->n_rows; r++) {
+        for (size_t t = 0; t < p->n_tiles; t++) {
+            struct matmul one = all;
+            one.row_begin = r;
+            one.row_end = r + 1;
+            one.tile_begin = t;
+            one.tile_end = t + 1;
+            one.out = p->got;
+            products->matmul[layout](&one);
+            assert_memory_equal(p->got, p->expected + r * all.out_stride + t * KERNEL_TILE,
+                                KERNEL_TILE * sizeof(float));
+        }
+    }
+}
+
+/* Rows as the products for prompts want them. */
+static void product_give_to_prompt(struct product *p, const struct products *products)
+{
+    float row[MAX_LENGTH];
+    for (size_t r = 0; r < p->n_rows; r++) {
+        size_t at = r * p->stride;
+        fill(row, p->n_blocks * KERNEL_BLOCK);
+        products->quantize(row, p->n_blocks * KERNEL_BLOCK, p->x.q + at * KERNEL_BLOCK,
+                           p->x.scale + at, p->x.sum + at);
+    }
+}
+
 /* The promise behind reproducible answers: a row alone, or in a batch, or in part of the tiles. */
 static void a_row_does_not_depend_on_its_batch(void **state)
 {
@@ -310,21 +344,13 @@ static void a_row_does_not_depend_on_its_batch(void **state)
             struct product p;
             product_open(&p, layout, 5, 3, 11, 0);
             product_give_to(&p, k);
-            struct matmul all = product_matmul(&p, p.expected, false);
-            k->matmul[layout](&all);
-            for (size_t r = 0; r < p.n_rows; r++) {
-                for (size_t t = 0; t < p.n_tiles; t++) {
-                    struct matmul one = all;
-                    one.row_begin = r;
-                    one.row_end = r + 1;
-                    one.tile_begin = t;
-                    one.tile_end = t + 1;
-                    one.out = p.got;
-                    k->matmul[layout](&one);
-                    assert_memory_equal(p.got, p.expected + r * all.out_stride + t * KERNEL_TILE,
-                                        KERNEL_TILE * sizeof(float));
-                }
-            }
+            check_rows(&p, &k->products, layout);
+            product_close(&p);
+            if (!k->prompt)
+                continue;
+            product_open(&p, layout, 18, 3, 53, 1);
+            product_give_to_prompt(&p, k->prompt);
+            check_rows(&p, k->prompt, layout);
             product_close(&p);
         }
     }
@@ -360,9 +386,9 @@ static void extremes_give_the_same_bits(void **state)
             memset(p.tiles, layout == KERNEL_Q8 ? 0x80 : 0xf0, kernel_weight_bytes(layout));
             struct matmul expected = product_matmul(&p, p.expected, false);
             struct matmul got = product_matmul(&p, p.got, false);
-            KERNELS_SCALAR.matmul[layout](&expected);
+            KERNELS_SCALAR.products.matmul[layout](&expected);
             product_give_to(&p, k);
-            k->matmul[layout](&got);
+            k->products.matmul[layout](&got);
             assert_memory_equal(p.got, p.expected, p.n_rows * KERNEL_TILE * sizeof(float));
             product_close(&p);
         }
@@ -376,7 +402,7 @@ static void matmul_is_the_product(void **state)
         struct product p;
         product_open(&p, layout, 3, 2, 2, 0);
         struct matmul m = product_matmul(&p, p.got, false);
-        KERNELS_SCALAR.matmul[layout](&m);
+        KERNELS_SCALAR.products.matmul[layout](&m);
         for (size_t row = 0; row < 2; row++) {
             for (size_t o = 0; o < 2 * KERNEL_TILE; o++) {
                 const uint8_t *tile = p.tiles + o / KERNEL_TILE * p.tile_bytes;
@@ -394,6 +420,76 @@ static void matmul_is_the_product(void **state)
             }
         }
         product_close(&p);
+    }
+}
+
+static float bf16_value(int16_t half)
+{
+    uint32_t bits = (uint32_t)(uint16_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static void prompts_are_rounded_to_bf16(void **state)
+{
+    float x[MAX_LENGTH];
+    int16_t q[MAX_LENGTH];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t i = 0; k->prompt && i < N_LENGTHS; i++) {
+            size_t n = LENGTHS[i];
+            fill(x, n);
+            memset(q, 7, sizeof(q));
+            k->prompt->quantize(x, n, q, NULL, NULL);
+            for (size_t j = 0; j < n; j++)
+                assert_true(fabsf(bf16_value(q[j]) - x[j]) <= fabsf(x[j]) / 256);
+            for (size_t j = n; j % KERNEL_BLOCK; j++)
+                assert_int_equal(q[j], 0);
+        }
+    }
+}
+
+/* Weights are rounded to 8 bits of mantissa, sums are of floats. */
+static void check_prompt_product(const struct product *p, enum kernel_layout layout,
+                                 const float *before)
+{
+    for (size_t i = 0; i < p->n_rows * p->n_tiles * KERNEL_TILE; i++) {
+        size_t row = i / (p->n_tiles * KERNEL_TILE);
+        size_t out = i % (p->n_tiles * KERNEL_TILE);
+        const uint8_t *tile = p->tiles + out / KERNEL_TILE * p->tile_bytes;
+        double sum = before ? before[i] : 0;
+        double size = fabs(sum);
+        for (size_t j = 0; j < p->n_blocks * KERNEL_BLOCK; j++) {
+            size_t b = j / KERNEL_BLOCK;
+            double w = weight(layout, tile + b * kernel_block_bytes(layout), out % KERNEL_TILE,
+                              j % KERNEL_BLOCK);
+            double x = bf16_value(p->x.q[(row * p->stride + b) * KERNEL_BLOCK + j % KERNEL_BLOCK]);
+            sum += w * x;
+            size += fabs(w * x);
+        }
+        assert_true(fabs(sum - p->got[i]) <= size / 256);
+    }
+}
+
+static void prompt_products_are_the_product(void **state)
+{
+    static const size_t ROWS[] = {1, 15, 16, 17, 33, 300};
+    static const size_t N_BLOCKS[] = {1, 18, 7, 33, 16, 2};
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t i = 0; k->prompt && i < 3 * sizeof(ROWS) / sizeof(ROWS[0]); i++) {
+            struct product p;
+            enum kernel_layout layout = (enum kernel_layout)(i % 3);
+            product_open(&p, layout, N_BLOCKS[i / 3], 1 + i % 4, ROWS[i / 3], i % 2);
+            product_give_to_prompt(&p, k->prompt);
+            struct matmul m = product_matmul(&p, p.got, i % 2);
+            k->prompt->matmul[layout](&m);
+            check_prompt_product(&p, layout, i % 2 ? p.expected : NULL);
+            product_close(&p);
+        }
     }
 }
 
@@ -568,6 +664,8 @@ int main(void)
         cmocka_unit_test(extremes_give_the_same_bits),
         cmocka_unit_test(a_row_does_not_depend_on_its_batch),
         cmocka_unit_test(matmul_is_the_product),
+        cmocka_unit_test(prompts_are_rounded_to_bf16),
+        cmocka_unit_test(prompt_products_are_the_product),
         cmocka_unit_test(silu_rope_and_halves_give_the_same_bits),
         cmocka_unit_test(attend_gives_the_same_bits),
         cmocka_unit_test(attend_is_softmax_times_values),

@@ -238,7 +238,8 @@ static void matmul_q4_min(const struct matmul *m)
 }
 
 /* Rows of bf16 where integers would lie; they need no scales. */
-static void to_bf16(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+static void to_bf16(const float *restrict x, size_t n, int16_t *restrict q, float *scale,
+                    int32_t *sum)
 {
     (void)scale;
     (void)sum;

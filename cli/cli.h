@@ -89,10 +89,16 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
 /* JSON text of a string, quotes included. Bytes that are no UTF-8 become U+FFFD. */
 void cli_json_string(struct buf *out, const char *text, size_t len);
 
+/* For commands that prune, before anything else: begins the program again with OpenBLAS's kernels
+ * for this CPU where the library does not know it, and goes on with those it has where that cannot
+ * be. argv, a command's, ends with NULL as main's does. */
+void cli_restart_for_blas(int argc, char **argv);
+
 /* Progress of long work on stderr: a bar with an estimate on a terminal, else a line every few
  * seconds. Zero-initialise; share is 0..1; done (or another `what`) ends the line. */
 struct cli_progress {
     const char *what;
+    double start_share; /* when it began, at start_ns */
     uint64_t start_ns, shown_ns;
     bool line_open;
 };

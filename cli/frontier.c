@@ -532,6 +532,7 @@ int cli_frontier(int argc, char **argv)
         .out = "frontier", .stage_name = "all", .speed = {.n_runs = 3, .random = 1}};
     struct error err = {0};
 
+    cli_restart_for_blas(argc, argv);
     if (settings_init(&call.settings, &err) < 0) {
         settings_free(&call.settings);
         return cli_fail("frontier", CLI_FAILED, "%s", err.message);

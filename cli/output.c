@@ -93,13 +93,15 @@ void cli_progress_show(struct cli_progress *progress, const char *what, double s
     share = share > 0 ? share < 1 ? share : 1 : 0;
     if (!progress->what || strcmp(progress->what, what) != 0) {
         cli_progress_done(progress);
-        *progress = (struct cli_progress){.what = what, .start_ns = now_ns, .shown_ns = now_ns};
+        *progress = (struct cli_progress){
+            .what = what, .start_share = share, .start_ns = now_ns, .shown_ns = now_ns};
     }
     if (now_ns - progress->shown_ns < interval_ns)
         return;
     progress->shown_ns = now_ns;
     double passed_s = (double)(now_ns - progress->start_ns) / 1e9;
-    double left_s = share > 0 ? passed_s / share - passed_s : 0;
+    double done = share - progress->start_share; /* since the clock runs */
+    double left_s = done > 0 ? passed_s * (1 - share) / done : 0;
     if (is_terminal) {
         show_bar(progress, share, left_s);
         progress->line_open = true;

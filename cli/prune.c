@@ -46,6 +46,7 @@ static void say_types(const struct prune_options *prune, const struct prune_repo
 
 int cli_prune(int argc, char **argv)
 {
+    cli_restart_for_blas(argc, argv);
     struct cli_progress progress = {0};
     struct prune_options prune = {.progress = show_progress, .user = &progress};
     struct prune_report report;

@@ -8,6 +8,12 @@ cd "$root" || exit 1
     model=models/SmolLM2-135M-Instruct.Q4_1.gguf
     twin=models/smollm2-135m-overfill.gguf
     python=.venv/bin/python
+    # The twin of quickstart --prune: hidden size, MLP size (the model has 576 and 1536) and type;
+    # and how the model answers scripts/questions.txt to calibrate it (seeded: the same every time).
+    pruned_hidden=512
+    pruned_mlp=1280
+    pruned_type=q4_1
+    own_text=(--questions scripts/questions.txt --seed 1 --temperature 0.8 --max-tokens 320)
 }
 
 say() {

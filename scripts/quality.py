@@ -40,12 +40,11 @@ TASKS = (
     Task("arc_challenge", "choices", "eval/arc_challenge.jsonl", 200),
 )
 N_PROMPT_DOCUMENTS = 16
-# quickstart's twin, and what it may be calibrated on: (hidden, MLP, type), answers to scripts/questions.txt
-QUICKSTART = (512, 1280, "q4_1")
-OWN_TEXT_OPTIONS = ("--questions", "scripts/questions.txt", "--seed", "1", "--temperature", "0.8", "--max-tokens", "320")
 FORTUNES = pathlib.Path("/usr/share/games/fortunes")  # Debian's package fortunes: sayings, verses, passages
 CALIBRATION_TOKENS = 65536  # of the twins in the table: what `overfill prune` takes by itself
+CUT_TOKENS = 16384  # enough to tell which channels are large
 OWN_CALIBRATION_TOKENS = 32768  # of quickstart's twin
+SHIPPED_TYPE = "q4_0"  # the shipped twin's
 ANSWERS = Task("answers", "answers", "prompts/mt_bench.jsonl", 80)
 
 
@@ -67,6 +66,7 @@ class Work:
     def __init__(self, args):
         self.model, self.shared, self.fresh, self.quick = args.model, args.shared, args.fresh, args.quick
         self.scale = args.scale
+        self.shipped, self.quickstart, self.own_text = args.shipped, args.quickstart, args.own_text.split()
         self.calibration_tokens = min(args.tokens, 16384) if args.quick else args.tokens
         self.folder = pathlib.Path(".cache/quality") / ("quick" if args.quick else "")
         (self.folder / "rows").mkdir(parents=True, exist_ok=True)
@@ -91,14 +91,24 @@ class Work:
 
     def twin(self, hidden: int, mlp: int, method: str) -> dict:
         calibration = self.shared / "data/train/t0.train.jsonl.gz"
+        tokens = min(self.calibration_tokens, CUT_TOKENS) if method == "minitron" else self.calibration_tokens
         return self.make_twin(f"twin-{hidden}-{mlp}-{method}", method, calibration,
                               ["--method", method, "--hidden", hidden, "--mlp", mlp, "--type", "q8_0",
-                               "--tokens", self.calibration_tokens])
+                               "--tokens", tokens])
 
-    def make_twin(self, name: str, method: str, calibration: pathlib.Path, options: list) -> dict:
+    def others(self) -> list:
+        """Twins of 4-bit weights: the one that this repository ships, and the full model rounded to its type."""
+        self.hashes[self.shipped] = hash_of(self.shipped)
+        rounded = self.make_twin("twin-rounded", "rounded", None, ["--method", "minitron", "--type", SHIPPED_TYPE])
+        return [{"path": self.shipped, "method": "shipped", "shape": self.shape_of(self.shipped)}, rounded]
+
+    def make_twin(self, name: str, method: str, calibration, options: list) -> dict:
+        """calibration None: nothing is cut."""
         out = self.folder / f"{name}.gguf"
-        command = ["prune", "--model", self.model, "--out", out, "--calibration", calibration, *options]
-        recipe = json.dumps([str(part) for part in command] + [self.model_hash, self.pruner_hash, hash_of(calibration)])
+        command = ["prune", "--model", self.model, "--out", out, *options]
+        command += ["--calibration", calibration] if calibration else []
+        recipe = json.dumps([str(part) for part in command] +
+                            [self.model_hash, self.pruner_hash, calibration and hash_of(calibration)])
         note = out.with_suffix(".json")
         kept = json.loads(note.read_text()) if note.exists() and out.exists() else {}
         if self.fresh or kept.get("recipe") != recipe:
@@ -142,18 +152,18 @@ class Work:
         return answer
 
 
-def systems_of(work: Work, twins: list) -> list:
+def systems_of(twins: list, others: list) -> list:
     """(title, system, twin) in the order of the table."""
     found = [("full model", "full", None)]
-    for twin in twins:
-        found += [(f"{system} {'/'.join(map(str, twin['shape']))} {twin['method']}", system, twin)
-                  for system in ("pruned", "overfill")]
+    pairs = [(system, twin) for twin in twins for system in ("pruned", "overfill")]
+    for system, twin in pairs + [("overfill", twin) for twin in others]:
+        found.append((f"{system} {'/'.join(map(str, twin['shape']))} {twin['method']}", system, twin))
     return found
 
 
-def run_table(work: Work, twins: list) -> list:
+def run_table(work: Work, twins: list, others: list) -> list:
     rows = [{"title": title, "system": system, "method": twin and twin["method"], "shape": twin and twin["shape"],
-             "twin": twin and str(twin["path"]), "tasks": {}} for title, system, twin in systems_of(work, twins)]
+             "twin": twin and str(twin["path"]), "tasks": {}} for title, system, twin in systems_of(twins, others)]
     for task in TASKS:
         full_rows = work.folder / "full-rows.bin"
         for row in rows:
@@ -185,7 +195,7 @@ def calibrations_of(work: Work) -> dict:
     own = work.folder / "own.jsonl"
     if work.fresh or not own.exists():
         say("the model answers scripts/questions.txt")
-        own.write_text(work.run(["generate", "--model", work.model, *OWN_TEXT_OPTIONS], is_long=True)[0])
+        own.write_text(work.run(["generate", "--model", work.model, *work.own_text], is_long=True)[0])
     found = {"its own answers": own}
     if FORTUNES.is_dir():
         text = work.folder / "fortunes.txt"
@@ -199,7 +209,7 @@ def calibrations_of(work: Work) -> dict:
 
 def run_calibrations(work: Work) -> list:
     """quickstart's twin by each calibration: its answers as the full model sees them, and documents."""
-    hidden, mlp, tensor_type = QUICKSTART
+    hidden, mlp, tensor_type = work.quickstart
     found = [{"name": "full model", "answers": work.evaluate("full model", ANSWERS, "full"), "nll": None}]
     for number, (name, path) in enumerate(calibrations_of(work).items()):
         twin = work.make_twin(f"chat-{number}", "reconstruct", path,
@@ -213,6 +223,9 @@ def run_calibrations(work: Work) -> list:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/quality")
     parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--shipped", type=pathlib.Path, required=True, help="the twin of this repository")
+    parser.add_argument("--quickstart", nargs=3, required=True, help="hidden size, MLP size and type of its pruned twin")
+    parser.add_argument("--own-text", required=True, help="options of the `overfill generate` that calibrates that twin")
     parser.add_argument("--shared", type=pathlib.Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scale", type=float, default=1)
@@ -224,10 +237,10 @@ def parse() -> argparse.Namespace:
 
 def measure(work: Work):
     """What is known so far, again after each size: whoever stops has a document of the sizes that are done."""
-    twins = []
+    twins, others = [], work.others()
     for hidden, mlp in SIZES[:1] if work.quick else SIZES:
         twins += [work.twin(hidden, mlp, method) for method in METHODS]
-        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins)}
+        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins, others)}
         if len(twins) == len(METHODS):
             yield {"prompts": run_prompts(work, twins[METHODS.index("reconstruct")])}
     if not work.quick:
@@ -253,7 +266,8 @@ def main() -> None:
     for part in measure(work):
         result |= part
         result |= {"date": datetime.date.today().isoformat(), "model": args.model.stem,
-                   "calibration_tokens": work.calibration_tokens}
+                   "calibration_tokens": work.calibration_tokens,
+                   "cut_tokens": min(work.calibration_tokens, CUT_TOKENS)}
         results.write_text(json.dumps(result))
         report(work, result)
     say(f"{(time.monotonic() - begin) / 60:.1f} minutes, of them measuring {work.cpu_seconds / 60:.1f} minutes of CPU")

@@ -16,6 +16,8 @@ COLUMNS = (
     ("arc_easy", "acc_norm", "ARC-E", True, True), ("arc_challenge", "acc_norm", "ARC-C", True, True),
 )
 COLOURS = {"minitron": "#b5651d", "reconstruct": "#0b6e99"}
+OTHERS = {"shipped": "#2a7f3f", "rounded": "#7a4fa3"}  # pairs without a twin alone beside them
+METHODS = {None: "-", "shipped": "shipped, q4_0", "rounded": "rounded, q4_0"}
 N_RESAMPLES = 1000
 
 
@@ -36,7 +38,7 @@ def size_of(row: dict) -> str:
 
 def label(row: dict) -> list:
     names = {"full": "full", "pruned": "pruned (twin alone)", "overfill": "OverFill"}
-    return [size_of(row), row["method"] or "-", names[row["system"]]]
+    return [size_of(row), METHODS.get(row["method"], row["method"]), names[row["system"]]]
 
 
 def main_table(rows: list) -> str:
@@ -57,7 +59,7 @@ def decoder_table(rows: list) -> str:
         if row["system"] != "overfill":
             continue
         tasks = row["tasks"]
-        lines.append([size_of(row), row["method"]] + [cell(tasks[name], "acc", True) for name in (
+        lines.append(label(row)[:2] + [cell(tasks[name], "acc", True) for name in (
             "lambada", "lambada_decoder", "boolq", "boolq_decoder")])
     return table(["hidden/MLP", "method", "LAMBADA, %", "decoder first", "BoolQ, %", "decoder first"], lines)
 
@@ -94,7 +96,7 @@ def find(rows: list, system: str, shape=None, method=None) -> dict:
 
 
 def pairs_of(rows: list) -> list:
-    return [(row["shape"], row["method"]) for row in rows if row["system"] == "overfill"]
+    return [(row["shape"], row["method"]) for row in rows if row["system"] == "overfill" and row["method"] in COLOURS]
 
 
 def gain_table(rows: list) -> str:
@@ -206,19 +208,20 @@ class Chart:
 
 
 def size_chart(rows: list) -> Chart:
-    series = []
-    for method in COLOURS:
-        for system, name, dash in (("overfill", "OverFill", ""), ("pruned", "twin alone", "5 4")):
-            points = [(row["tasks"]["nll"]["decoder_bytes"] / 1e6, row["tasks"]["nll"]["metric"]["kl"]) for row in rows
-                      if (row["system"], row["method"]) == (system, method)]
-            series.append((f"{name}, {method}", COLOURS[method], dash, points))
+    def points(system, method):
+        return [(row["tasks"]["nll"]["decoder_bytes"] / 1e6, row["tasks"]["nll"]["metric"]["kl"]) for row in rows
+                if (row["system"], row["method"]) == (system, method)]
+    series = [(f"{name}, {method}", colour, dash, points(system, method)) for method, colour in COLOURS.items()
+              for system, name, dash in (("overfill", "OverFill", ""), ("pruned", "twin alone", "5 4"))]
+    series += [(f"OverFill, {METHODS[method]}", colour, "", points("overfill", method))
+               for method, colour in OTHERS.items() if points("overfill", method)]
     return Chart("Quality against decoder size", "MB of weights a decode step reads", "KL to the full model, nats a token",
                  series)
 
 
 def position_chart(rows: list) -> Chart:
     series, shades = [], ("#7fc4de", "#0b6e99", "#063f57", "#111")
-    shapes = sorted({tuple(row["shape"]) for row in rows if row["shape"]})
+    shapes = sorted({tuple(row["shape"]) for row in rows if row["method"] == "reconstruct"})
     for shade, shape in zip(shades, shapes):
         for system, name, dash in (("overfill", "OverFill", ""), ("pruned", "twin alone", "5 4")):
             row = find(rows, system, list(shape), "reconstruct")
@@ -265,7 +268,8 @@ def document(result: dict) -> str:
 What width pruning costs and what OverFill wins back, without any training. Everything below is written by
 `scripts/quality` from answers of `overfill eval`, which runs the pools, pages and kernels of serving.
 
-Model: {result['model']}. Twins: q8_0, calibrated on {result['calibration_tokens']:,} tokens of `t0.train`. {result['date']}. Made in: {makes}.
+Model: {result['model']}. Twins: q8_0, calibrated on {result['calibration_tokens']:,} tokens of `t0.train` (minitron:
+{result['cut_tokens']:,}). {result['date']}. Made in: {makes}.
 
 ## Systems
 
@@ -274,7 +278,9 @@ Model: {result['model']}. Twins: q8_0, calibrated on {result['calibration_tokens
 - **OverFill**: the full model reads the prompt and gives the first token, the twin writes on the full model's KV.
 
 minitron keeps the channels with the largest activations, as the paper does before it trains. reconstruct solves for the
-twin's matrices. The paper's twins are trained after cutting; none of these is.
+twin's matrices. The paper's twins are trained after cutting; none of these is, but for the one named shipped: the twin
+that this repository brings, MLP channels cut and then trained on the full model's KV, in 4 bits (`models/smollm2-135m-overfill.md`).
+rounded: nothing cut, the full model in that twin's type.
 
 ## Figures
 

@@ -8,8 +8,6 @@
 
 /* The first tokens' residual streams hold outliers that no other token has. */
 #define SKIP_TOKENS 16
-/* A covariance of hidden channels, summed over layers, needs no more. */
-#define BASIS_TOKENS 4096
 
 /* What is summed up: rows x of the residual stream as x / |x| * weight, after every half layer or
  * only after the last, where the head looks. */
@@ -59,8 +57,7 @@ static int read_through(struct reconstruct *r, struct view *view, struct error *
         for (; batch.n && r->samples->samples[batch.first].begin < BASIS_TOKENS;
              batch = reader_batch(r->samples, batch.first + batch.n))
             read_batch(r, l, batch, view);
-        if (r->options->progress)
-            r->options->progress(r->options->user, "basis", (l + 1.0) / p->n_layers);
+        show_work(r, (l + 1.0) * BASIS_TOKENS);
     }
     reader_embed(r->samples, r->full.model, READ_ALL, r->full.x); /* back to the beginning */
     return 0;

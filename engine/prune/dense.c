@@ -2,10 +2,28 @@
 #include "engine/prune/dense.h"
 
 #include "engine/base/system.h"
+#include "engine/prune/prune.h"
 
 #include <cblas.h>
+#include <string.h>
 
 #define PANEL_ROWS 128
+
+const char *prune_blas_core(void)
+{
+#if defined(__x86_64__)
+    /* what it takes for an Intel CPU and an AMD CPU that it has no name for */
+    const char *chosen = openblas_get_corename();
+    if (strcmp(chosen, "Prescott") != 0 && strcmp(chosen, "Barcelona") != 0)
+        return NULL;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return "SkylakeX";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return "Haswell";
+#endif
+    return NULL;
+}
 
 void blas_begin(void)
 {

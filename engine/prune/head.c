@@ -6,9 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#define SCORE_ROWS 256  /* tokens scored at once */
-#define TEMPER_STRIDE 8 /* of the held tokens, looked at to choose the temperature */
-#define TEMPER_STEPS 3
+#define SCORE_ROWS 256 /* tokens scored at once */
 
 /* Both models' normed last rows of the batch's answers: the full model's to target, the twin's to
  * inner. */
@@ -54,14 +52,13 @@ static int norm_all(struct reconstruct *r, struct least_squares *ls, float *ret_
     return 0;
 }
 
-static const struct tensor *full_head(const struct reconstruct *r)
+const struct tensor *full_head(const struct reconstruct *r)
 {
     const struct tensor *head = model_file_tensor(r->file, "output.weight");
     return head ? head : model_file_tensor(r->file, "token_embd.weight");
 }
 
-/* The twin's embedding as it is stored. */
-static float *load_tied_head(const struct reconstruct *r, struct error *err)
+float *load_tied_head(const struct reconstruct *r, struct error *err)
 {
     struct tensor t;
     if (twin_store_get(r->store, "token_embd.weight", &t, err))
@@ -145,105 +142,7 @@ static int score_held(struct reconstruct *r, struct error *err)
     return 0;
 }
 
-/* dKL/dt and d2KL/dt2 of KL(full || softmax(t twin)) for one row of logits. */
-static void temper_row(const float *full, const float *twin, size_t n, double t, double *ret_slope,
-                       double *ret_curvature)
-{
-    size_t full_best = 0;
-    size_t twin_best = 0;
-    double full_sum = 0, full_mean = 0;
-    double twin_sum = 0, twin_mean = 0, twin_square = 0;
-    for (size_t i = 1; i < n; i++) {
-        full_best = full[i] > full[full_best] ? i : full_best;
-        twin_best = twin[i] > twin[twin_best] ? i : twin_best;
-    }
-    for (size_t i = 0; i < n; i++) {
-        double z = twin[i] - twin[twin_best];
-        double p = expf(full[i] - full[full_best]);
-        double q = expf((float)(t * z));
-        full_sum += p;
-        full_mean += p * z;
-        twin_sum += q;
-        twin_mean += q * z;
-        twin_square += q * z * z;
-    }
-    twin_mean /= twin_sum;
-    *ret_slope += twin_mean - full_mean / full_sum;
-    *ret_curvature += twin_square / twin_sum - twin_mean * twin_mean;
-}
-
-/* The held rows in strides, n at most from number *at on; *at moves on. Both models' states to
- * `states`, the twin's first, mapped (map NULL: as they are). Returns how many. */
-static size_t gather_held(const struct reconstruct *r, const float *map, size_t n, size_t *at,
-                          float *states)
-{
-    size_t full = r->full_params->hidden;
-    size_t number = 0;
-    size_t found = 0;
-    for (size_t i = 0; i < r->samples->n_samples && found < n; i++) {
-        const struct sample *s = &r->samples->samples[i];
-        for (uint32_t k = s->n_prompt; s->held && k < s->n && found < n; k += TEMPER_STRIDE) {
-            if (number++ < *at)
-                continue;
-            size_t row = s->answer + k - s->n_prompt;
-            if (map)
-                multiply(r, r->inner + row * r->hidden, 1, r->hidden, map, full, 0,
-                         states + found * full);
-            else
-                memcpy(states + found * full, r->inner + row * full, full * sizeof(float));
-            memcpy(states + (n + found) * full, r->middle + row * full, full * sizeof(float));
-            found++;
-        }
-    }
-    *at += found;
-    return found;
-}
-
-/* One step of Newton's method for the temperature. twin_head is what the twin's states, mapped, are
- * multiplied with. */
-static void temper_step(const struct reconstruct *r, const float *head, const float *twin_head,
-                        const float *map, float *states, float *z, double *t)
-{
-    size_t vocab = r->full_params->vocab_size;
-    size_t full = r->full_params->hidden;
-    size_t at = 0;
-    size_t n;
-    double slope = 0;
-    double curvature = 0;
-    while ((n = gather_held(r, map, SCORE_ROWS, &at, states))) {
-        float *z_full = z + SCORE_ROWS * vocab;
-        multiply(r, states, n, full, twin_head, vocab, 0, z);
-        multiply(r, states + SCORE_ROWS * full, n, full, head, vocab, 0, z_full);
-        for (size_t k = 0; k < n; k++)
-            temper_row(z_full + k * vocab, z + k * vocab, vocab, *t, &slope, &curvature);
-    }
-    double next = curvature > 0 ? *t - slope / curvature : *t;
-    *t = fmin(fmax(next, 0.5), 1.5);
-}
-
-/* What the twin's logits are to be scaled by, so that it is as sure of itself as it may be on text
- * it has not seen: what it was fitted to makes it surer than that. KL is convex in the scale. map:
- * of the twin's states to the full model's; NULL: the head is tied. */
-static int find_temperature(struct reconstruct *r, const float *map, struct error *err)
-{
-    size_t vocab = r->full_params->vocab_size;
-    size_t full = r->full_params->hidden;
-    double t = 1;
-    _cleanup_mem_ float *head = load_matrix(full_head(r), err);
-    _cleanup_mem_ float *tied = r->is_tied ? load_tied_head(r, err) : NULL;
-    _cleanup_mem_ float *states = mem_array(2 * SCORE_ROWS, full * sizeof(float));
-    _cleanup_mem_ float *z = mem_array(2 * SCORE_ROWS, vocab * sizeof(float));
-    if (!head || (r->is_tied && !tied))
-        return -(int)err->code;
-    if (!states || !z)
-        return error_memory(err, "logits", 2 * SCORE_ROWS * vocab * sizeof(float));
-    for (int step = 0; step < TEMPER_STEPS; step++)
-        temper_step(r, head, tied ? tied : head, map, states, z, &t);
-    r->temperature = t;
-    return 0;
-}
-
-/* A head of the twin's own: the full model's behind a map of the states, scaled. */
+/* A head of the twin's own: the full model's behind a map of the states. */
 static int solve_head(struct reconstruct *r, struct least_squares *ls, struct error *err)
 {
     size_t full = r->full_params->hidden;
@@ -256,10 +155,9 @@ static int solve_head(struct reconstruct *r, struct least_squares *ls, struct er
     if (rc == 0)
         r->head_residual = result.residual;
     if (rc == 0)
-        rc = find_temperature(r, map, err);
+        rc = fit_head(r, ls, result.ridge, map, err);
     if (rc)
         return rc;
-    cblas_sscal((blasint)(full * r->hidden), (float)r->temperature, map, 1);
     return put_turned(r, "output.weight", full_head(r), map, ls->fitted.xx, err);
 }
 
@@ -267,7 +165,7 @@ static int solve_head(struct reconstruct *r, struct least_squares *ls, struct er
 static int scale_norm(struct reconstruct *r, float *weight, struct error *err)
 {
     r->head_residual = NAN;
-    int rc = find_temperature(r, NULL, err);
+    int rc = fit_head(r, NULL, 0, NULL, err);
     if (rc)
         return rc;
     cblas_sscal((blasint)r->hidden, (float)r->temperature, weight, 1);

@@ -90,7 +90,7 @@ void least_squares_add(struct least_squares *ls, bool held, const float *x, size
 
 /* In proportion to each input's own size, so that inputs of any scale shrink alike; and to a part
  * of the mean size, so that one that is hardly ever more than zero gets no huge weight. */
-static void add_ridge(double *a, size_t n, double ridge)
+void add_ridge(double *a, size_t n, double ridge)
 {
     double trace = 0;
     for (size_t i = 0; i < n; i++)

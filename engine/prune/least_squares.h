@@ -48,6 +48,8 @@ int least_squares_solve(const struct least_squares *ls, size_t begin, size_t end
                         const float *prior, double start, float *map,
                         struct least_squares_result *ret_result, struct error *err);
 
+/* Adds to a [n][n], a sum of x x^T, what the ridge above does. */
+void add_ridge(double *a, size_t n, double ridge);
 /* The upper triangle u of a = u^T u, over a's (its lower triangle is left as it is). ERROR_INTERNAL
  * if a, a sum of x x^T, spans too little. */
 int factorise_symmetric(double *a, size_t n, struct error *err);

@@ -114,6 +114,10 @@ uint64_t prune_calibration_hash(const struct prune_calibration *calibration);
  * too where there is none. */
 bool prune_is_twin_of(const char *path, uint64_t source_hash, uint64_t calibration_hash);
 
+/* What OPENBLAS_CORETYPE should be, which OpenBLAS reads only as it is loaded; NULL: it knows this
+ * CPU. One that is newer than the library gets kernels without AVX, a tenth as fast. */
+const char *prune_blas_core(void);
+
 /* Blocks for the whole work; uses all CPUs of the process. */
 int prune_run(const struct prune_options *options, struct prune_report *ret_report,
               struct error *err);

@@ -159,16 +159,42 @@ static int embed(struct reconstruct *r, struct error *err)
     return 0;
 }
 
+/* What a layer takes for each token, and the head for each that it is fitted to, in units of the
+ * basis: measured, so that one estimate holds for the whole run from its beginning. */
+#define LAYER_WORK 2.4
+#define HEAD_WORK 26.0
+
+static double layer_work(const struct reconstruct *r)
+{
+    return LAYER_WORK * (double)r->samples->tokens.n;
+}
+
+static double basis_work(const struct reconstruct *r)
+{
+    return (double)r->full_params->n_layers * BASIS_TOKENS;
+}
+
+void show_work(const struct reconstruct *r, double work_done)
+{
+    size_t n_tokens = r->samples->tokens.n;
+    size_t n_head = r->is_tied ? 0 : n_tokens < HEAD_TOKENS ? n_tokens : HEAD_TOKENS;
+    double work =
+        basis_work(r) + r->full_params->n_layers * layer_work(r) + HEAD_WORK * (double)n_head;
+    if (r->options->progress)
+        r->options->progress(r->options->user, "reconstructing", work_done / work);
+}
+
 static int rebuild(struct reconstruct *r, struct error *err)
 {
     uint32_t n_layers = r->full_params->n_layers;
+    show_work(r, 0);
     int rc = find_basis(r, err);
     if (rc == 0)
         rc = embed(r, err);
     for (uint32_t l = 0; l < n_layers && rc == 0; l++) {
         rc = rebuild_layer(r, l, err);
-        if (rc == 0 && r->options->progress)
-            r->options->progress(r->options->user, "layers", (l + 1.0) / n_layers);
+        if (rc == 0)
+            show_work(r, basis_work(r) + (l + 1.0) * layer_work(r));
     }
     if (rc == 0)
         rc = rebuild_head(r, err);

@@ -51,10 +51,17 @@ struct reconstruct {
     struct layer_report *layers; /* [n_layers] */
     double basis_share;          /* of the residual stream's energy */
     double head_residual;
-    double temperature; /* what the head's map was scaled by */
+    double temperature; /* what the head's map was scaled by before its other steps */
     struct held_report held;
 };
 
+/* The first tokens of the calibration, which the basis is found on: a covariance of hidden
+ * channels, summed over layers, needs no more. */
+#define BASIS_TOKENS 4096
+/* Tokens that the head is fitted to, at most. */
+#define HEAD_TOKENS 32768
+/* To the caller's progress. work_done: in tokens that find_basis reads through a layer. */
+void show_work(const struct reconstruct *r, double work_done);
 /* basis.c: finds the basis and puts it, and the embedding in it, into the store. */
 int find_basis(struct reconstruct *r, struct error *err);
 /* The type of the twin's embedding and head. */
@@ -63,6 +70,15 @@ enum tensor_type head_type(const struct reconstruct *r);
 int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
 /* head.c: solves the head and measures the twin on the held samples. */
 int rebuild_head(struct reconstruct *r, struct error *err);
+
+const struct tensor *full_head(const struct reconstruct *r);
+/* The twin's embedding as it is stored, of a tied head. */
+float *load_tied_head(const struct reconstruct *r, struct error *err);
+/* fit_head.c: sets the temperature, and moves the map of the twin's last states to the full model's
+ * towards the least KL. ls, ridge: of the fit that the map comes of. map NULL: the head is tied,
+ * and there is only a temperature. */
+int fit_head(struct reconstruct *r, const struct least_squares *ls, double ridge, float *map,
+             struct error *err);
 
 /* What they share, in rows.c. Adds rows x of the batch's answers to ls with y beside them. */
 void add_rows(const struct reconstruct *r, struct batch batch, struct least_squares *ls,

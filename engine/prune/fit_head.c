@@ -14,7 +14,6 @@
 #include <math.h>
 #include <string.h>
 
-#define CHUNK_ROWS 256  /* tokens looked at together */
 #define SEARCH_STRIDE 8 /* of the held tokens, looked at to choose how far a step goes */
 #define SEARCH_STEPS 3  /* of Newton's method */
 #define FIT_STEPS 2     /* natural gradients */
@@ -27,13 +26,13 @@ struct head_fit {
     size_t vocab, full, hidden;
     float *head;     /* [vocab][full] the full model's */
     float *tied;     /* [vocab][full] the twin's, if it is no map of the full model's */
-    float *x;        /* [CHUNK_ROWS][hidden] the twin's normed states */
-    float *states;   /* [3][CHUNK_ROWS][full]: the twin's, their step, the full model's */
-    float *z;        /* [3][CHUNK_ROWS][vocab] logits of these */
-    double *slopes;  /* [CHUNK_ROWS][2] of KL along the step, and its curvature */
+    float *x;        /* [LOGIT_ROWS][hidden] the twin's normed states */
+    float *states;   /* [3][LOGIT_ROWS][full]: the twin's, their step, the full model's */
+    float *z;        /* [3][LOGIT_ROWS][vocab] logits of these; room for B too */
+    double *slopes;  /* [LOGIT_ROWS][2] of KL along the step, and its curvature */
     double t;        /* how far along the step */
     float *mean_p;   /* [vocab] */
-    float *back;     /* [CHUNK_ROWS][full] E_head^T of probabilities */
+    float *back;     /* [LOGIT_ROWS][full] E_head^T of probabilities */
     float *gradient; /* [full][hidden] */
     double *a, *b;   /* Cholesky factors: [hidden][hidden], [full][full] */
     size_t n_curvature;
@@ -58,41 +57,42 @@ static int fit_open(struct reconstruct *r, struct head_fit *f, struct error *err
 {
     size_t vocab = r->full_params->vocab_size;
     size_t full = r->full_params->hidden;
+    size_t n_logits = 3 * LOGIT_ROWS * vocab;
     *f = (struct head_fit){.r = r, .vocab = vocab, .full = full, .hidden = r->hidden};
     f->head = load_matrix(full_head(r), err);
     f->tied = r->is_tied ? load_tied_head(r, err) : NULL;
     if (!f->head || (r->is_tied && !f->tied))
         return -ERROR_MEMORY;
-    f->x = mem_array(CHUNK_ROWS * f->hidden, sizeof(float));
-    f->states = mem_array(3 * CHUNK_ROWS * full, sizeof(float));
-    f->z = mem_array(3 * CHUNK_ROWS, vocab * sizeof(float));
-    f->slopes = mem_array(2 * CHUNK_ROWS, sizeof(double));
+    f->x = mem_array(LOGIT_ROWS * f->hidden, sizeof(float));
+    f->states = mem_array(3 * LOGIT_ROWS * full, sizeof(float));
+    f->z = mem_array(n_logits > full * full ? n_logits : full * full, sizeof(float));
+    f->slopes = mem_array(2 * LOGIT_ROWS, sizeof(double));
     f->mean_p = mem_calloc(vocab, sizeof(float));
-    f->back = mem_array(CHUNK_ROWS * full, sizeof(float));
+    f->back = mem_array(LOGIT_ROWS * full, sizeof(float));
     f->gradient = mem_array(full * f->hidden, sizeof(float));
     f->a = mem_array(f->hidden * f->hidden, sizeof(double));
     f->b = mem_calloc(full * full, sizeof(double));
     if (!f->x || !f->states || !f->z || !f->slopes || !f->mean_p || !f->back || !f->gradient ||
         !f->a || !f->b)
-        return error_memory(err, "logits", 3 * CHUNK_ROWS * vocab * sizeof(float));
+        return error_memory(err, "logits", 3 * LOGIT_ROWS * vocab * sizeof(float));
     return 0;
 }
 
-/* The next CHUNK_ROWS answers at most that are held or not, in strides; *at counts those passed. x
+/* The next LOGIT_ROWS answers at most that are held or not, in strides; *at counts those passed. x
  * and the full model's states are theirs. Returns how many. */
 static size_t gather(struct head_fit *f, bool held, size_t stride, size_t *at)
 {
     const struct reconstruct *r = f->r;
     size_t number = 0;
     size_t found = 0;
-    for (size_t i = 0; i < r->samples->n_samples && found < CHUNK_ROWS; i++) {
+    for (size_t i = 0; i < r->samples->n_samples && found < LOGIT_ROWS; i++) {
         const struct sample *s = &r->samples->samples[i];
-        for (uint32_t k = s->n_prompt; s->held == held && k < s->n && found < CHUNK_ROWS; k++) {
+        for (uint32_t k = s->n_prompt; s->held == held && k < s->n && found < LOGIT_ROWS; k++) {
             if (number++ < *at || (number - 1) % stride)
                 continue;
             size_t row = s->answer + k - s->n_prompt;
             memcpy(f->x + found * f->hidden, r->inner + row * f->hidden, f->hidden * sizeof(float));
-            memcpy(f->states + (2 * CHUNK_ROWS + found) * f->full, r->middle + row * f->full,
+            memcpy(f->states + (2 * LOGIT_ROWS + found) * f->full, r->middle + row * f->full,
                    f->full * sizeof(float));
             found++;
         }
@@ -106,12 +106,12 @@ static size_t gather(struct head_fit *f, bool held, size_t stride, size_t *at)
 static void find_logits(struct head_fit *f, int number, const float *map, size_t n)
 {
     const struct reconstruct *r = f->r;
-    float *states = f->states + number * CHUNK_ROWS * f->full;
+    float *states = f->states + number * LOGIT_ROWS * f->full;
     const float *from = number < 2 && !map ? f->x : states;
     if (map)
         multiply(r, f->x, n, f->hidden, map, f->full, 0, states);
     multiply(r, from, n, f->full, number < 2 && f->tied ? f->tied : f->head, f->vocab, 0,
-             f->z + number * CHUNK_ROWS * f->vocab);
+             f->z + number * LOGIT_ROWS * f->vocab);
 }
 
 /* dKL/dt and d2KL/dt2 of KL(full || softmax(twin + t step)) for one row of logits. */
@@ -119,8 +119,8 @@ static void search_row(void *context, unsigned member, size_t unit)
 {
     struct head_fit *f = context;
     const float *twin = f->z + unit * f->vocab;
-    const float *step = twin + CHUNK_ROWS * f->vocab;
-    const float *full = step + CHUNK_ROWS * f->vocab;
+    const float *step = twin + LOGIT_ROWS * f->vocab;
+    const float *full = step + LOGIT_ROWS * f->vocab;
     float t = (float)f->t;
     float full_most = full[0];
     float twin_most = twin[0] + t * step[0];
@@ -175,7 +175,7 @@ static double search(struct head_fit *f, const float *map, const float *step, do
 static void softmax_row(void *context, unsigned member, size_t unit)
 {
     const struct head_fit *f = context;
-    float *z = f->z + (unit / 2 + unit % 2 * 2 * CHUNK_ROWS) * f->vocab;
+    float *z = f->z + (unit / 2 + unit % 2 * 2 * LOGIT_ROWS) * f->vocab;
     float most = z[0];
     float sum = 0;
     for (size_t i = 1; i < f->vocab; i++)
@@ -203,7 +203,7 @@ static void add_curvature(struct head_fit *f, size_t n)
 /* The gradient's sum over n rows. */
 static void add_gradient(struct head_fit *f, const float *map, size_t n)
 {
-    float *full_p = f->z + 2 * CHUNK_ROWS * f->vocab;
+    float *full_p = f->z + 2 * LOGIT_ROWS * f->vocab;
     find_logits(f, 0, map, n);
     find_logits(f, 2, NULL, n);
     team_for(f->r->reader.team, 2 * n, softmax_row, f);
@@ -233,8 +233,8 @@ static int finish_curvature(struct head_fit *f, struct error *err)
 {
     size_t full = f->full;
     double trace = 0;
-    for (size_t v = 0; v < f->vocab; v += CHUNK_ROWS) { /* E_head^T diag(mean_p) E_head */
-        size_t n = f->vocab - v < CHUNK_ROWS ? f->vocab - v : CHUNK_ROWS;
+    for (size_t v = 0; v < f->vocab; v += LOGIT_ROWS) { /* E_head^T diag(mean_p) E_head */
+        size_t n = f->vocab - v < LOGIT_ROWS ? f->vocab - v : LOGIT_ROWS;
         const float *rows = f->head + v * full;
         for (size_t k = 0; k < n; k++)
             for (size_t c = 0; c < full; c++)

@@ -6,8 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-#define SCORE_ROWS 256 /* tokens scored at once */
-
 /* Both models' normed last rows of the batch's answers: the full model's to target, the twin's to
  * inner. */
 static void norm_last(struct reconstruct *r, struct batch batch, const float *weight,
@@ -114,21 +112,21 @@ static int score_held(struct reconstruct *r, struct error *err)
     _cleanup_mem_ float *twin_w = load_matrix(&head, err);
     tensor_release(&head);
     _cleanup_mem_ float *full_w = load_matrix(full_head(r), err);
-    _cleanup_mem_ float *z = mem_array(2 * SCORE_ROWS, vocab * sizeof(float));
+    _cleanup_mem_ float *z = mem_array(2 * LOGIT_ROWS, vocab * sizeof(float));
     if (!twin_w || !full_w)
         return -(int)err->code;
     if (!z)
-        return error_memory(err, "logits", 2 * SCORE_ROWS * vocab * sizeof(float));
+        return error_memory(err, "logits", 2 * LOGIT_ROWS * vocab * sizeof(float));
     for (size_t i = 0; i < r->samples->n_samples; i++) {
         const struct sample *s = &r->samples->samples[i];
-        for (uint32_t t = s->n_prompt; s->held && t < s->n; t += SCORE_ROWS) {
-            size_t n = s->n - t < SCORE_ROWS ? s->n - t : SCORE_ROWS;
+        for (uint32_t t = s->n_prompt; s->held && t < s->n; t += LOGIT_ROWS) {
+            size_t n = s->n - t < LOGIT_ROWS ? s->n - t : LOGIT_ROWS;
             size_t row = s->answer + t - s->n_prompt;
             multiply(r, r->middle + row * full, n, full, full_w, vocab, 0, z);
             multiply(r, r->inner + row * r->hidden, n, r->hidden, twin_w, vocab, 0,
-                     z + SCORE_ROWS * vocab);
+                     z + LOGIT_ROWS * vocab);
             for (size_t k = 0; k < n; k++)
-                score_row(z + k * vocab, z + (SCORE_ROWS + k) * vocab, vocab,
+                score_row(z + k * vocab, z + (LOGIT_ROWS + k) * vocab, vocab,
                           t + k + 1 < s->n ? r->samples->tokens.ids[s->begin + t + k + 1] : -1,
                           &r->held);
         }

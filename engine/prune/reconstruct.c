@@ -30,11 +30,11 @@ static int check_memory(const struct reconstruct *r, struct error *err)
     size_t widest = max_size(p->mlp, r->hidden), row_bytes = 0;
     tensor_type_bytes(head_type(r), r->hidden, &row_bytes);
     /* one after another: a layer's sums, their inverse and what the channels are chosen by; the
-     * head in float (a tied one twice); the twin's head in float, twice while it is rounded, and
-     * stored */
+     * head in float (a tied one twice) and logits; the twin's head in float, twice while it is
+     * rounded, and stored */
     size_t sums = widest * widest * (2 * sizeof(double) + sizeof(float)) +
                   2 * (size_t)p->hidden * p->mlp * sizeof(double);
-    size_t head = p->hidden * sizeof(float) * (r->is_tied ? 2 : 1);
+    size_t head = p->hidden * sizeof(float) * (r->is_tied ? 2 : 1) + 3 * LOGIT_ROWS * sizeof(float);
     size_t twin_head = 2 * r->hidden * sizeof(float) + row_bytes;
     /* and beside them a layer of weights twice */
     size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 +

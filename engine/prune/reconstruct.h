@@ -58,6 +58,7 @@ struct reconstruct {
 /* The first tokens of the calibration, which the basis is found on: a covariance of hidden
  * channels, summed over layers, needs no more. */
 #define BASIS_TOKENS 4096
+#define LOGIT_ROWS 256 /* tokens whose logits are held at once, in three kinds */
 /* Tokens that the head is fitted to, at most. */
 #define HEAD_TOKENS 32768
 /* To the caller's progress. work_done: in tokens that find_basis reads through a layer. */

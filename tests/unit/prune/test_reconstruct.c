@@ -308,6 +308,49 @@ static void interrupted_run_goes_on(void **state)
     assert_true(n_kept >= 4);
 }
 
+/* Read once for several twins: the same bytes as from the files, which say what they came from. */
+static void calibration_can_be_read_before(void **state)
+{
+    const struct files *f = *state;
+    struct tiny tiny = full_model("llama");
+    struct prune_options options = options_of(f, 32, 64);
+    struct prune_calibration *calibration;
+    struct prune_report report;
+    struct model_file *full;
+    struct error err = {0};
+    size_t n, n_again;
+    options.n_tokens = 3000;
+    tiny_write_gguf(&tiny, f->full);
+    assert_int_equal(prune_run(&options, &report, &err), 0);
+    prune_report_free(&report);
+    char *bytes = tiny_read_file(f->twin, &n);
+    if (prune_calibration_read(&options, &calibration, &err))
+        fail_msg("%s", err.message);
+    assert_int_equal(prune_calibration_tokens(calibration), 3000);
+    options.calibration = NULL;
+    options.n_calibration = 0;
+    options.samples = calibration;
+    if (prune_run(&options, &report, &err))
+        fail_msg("%s", err.message);
+    assert_int_equal(report.n_calibration_tokens, 3000);
+    prune_report_free(&report);
+    char *again = tiny_read_file(f->twin, &n_again);
+    assert_int_equal(n_again, n);
+    assert_memory_equal(again, bytes, n);
+
+    assert_int_equal(model_file_open(f->full, &full, &err), 0);
+    uint64_t source = model_file_hash(full), hash = prune_calibration_hash(calibration);
+    assert_true(prune_is_twin_of(f->twin, source, hash));
+    assert_false(prune_is_twin_of(f->twin, source + 1, hash));
+    assert_false(prune_is_twin_of(f->twin, source, hash + 1));
+    assert_false(prune_is_twin_of(f->full, source, hash));
+    assert_false(prune_is_twin_of(f->text, source, hash));
+    model_file_close(full);
+    prune_calibration_free(calibration);
+    free(bytes);
+    free(again);
+}
+
 static void calls_that_cannot_work_are_refused(void **state)
 {
     const struct files *f = *state;
@@ -334,6 +377,7 @@ int main(void)
         cmocka_unit_test(too_few_tokens_are_told_with_how_many_are_needed),
         cmocka_unit_test(narrower_twin_pairs),
         cmocka_unit_test(interrupted_run_goes_on),
+        cmocka_unit_test(calibration_can_be_read_before),
         cmocka_unit_test(calls_that_cannot_work_are_refused),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);

@@ -504,6 +504,7 @@ static int report(struct call *call, struct error *err)
         .score_tokens = call->score_tokens,
         .n_calibration_tokens = call->key.n_tokens,
         .log = call->log,
+        .wanted = &call->grid,
         .budgets = call->budgets,
         .n_budgets = call->megabytes.n,
     };

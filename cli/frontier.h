@@ -13,7 +13,8 @@ struct frontier_result {
     uint32_t prompt_tokens, score_tokens;
     size_t n_calibration_tokens;
     const struct frontier_log *log;
-    const double *budgets; /* bytes */
+    const struct frontier_grid *wanted; /* points to make: some may not be measured yet */
+    const double *budgets;              /* bytes */
     size_t n_budgets;
 };
 

@@ -65,6 +65,23 @@ static int table_fill(const struct frontier_result *r, struct table *t, struct e
     return 0;
 }
 
+/* What was to be made and is not measured yet: each name with `before` in front of it. */
+static void put_missing(const struct frontier_result *r, const struct table *t, const char *first,
+                        const char *before, const char *behind, struct buf *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < r->wanted->n; i++) {
+        char name[FRONTIER_NAME_BYTES];
+        size_t k = 0;
+        while (k < t->n && !frontier_point_equal(&t->entries[k].row->point, &r->wanted->points[i]))
+            k++;
+        if (k < t->n)
+            continue;
+        frontier_point_name(&r->wanted->points[i], name);
+        buf_printf(out, "%s%s%s", n++ ? before : first, name, behind);
+    }
+}
+
 static void put_row(const struct table *t, size_t i, struct buf *out)
 {
     const struct entry *e = &t->entries[i];
@@ -123,6 +140,7 @@ static void put_text(const struct frontier_result *r, const struct table *t, str
     for (size_t i = 0; i < t->n; i++)
         put_row(t, i, out);
     put_full(r, t, out);
+    put_missing(r, t, "  not measured yet: ", "  not measured yet: ", "\n", out);
     for (size_t i = 0; i < r->n_budgets; i++)
         put_best(r, t, r->budgets[i], out);
     buf_printf(out, "%s/frontier.svg is the picture\n", r->folder);
@@ -200,6 +218,8 @@ static void put_json(const struct frontier_result *r, const struct table *t, str
                r->score_tokens);
     for (size_t i = 0; i < t->n; i++)
         put_row_json(t, i, out);
+    buf_append_str(out, "],\"missing\":[");
+    put_missing(r, t, "\"", ",\"", "\"", out);
     put_budgets_json(r, t, out);
     buf_append_str(out, "],\"full\":");
     if (full) {

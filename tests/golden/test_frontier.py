@@ -55,6 +55,11 @@ def test_a_killed_run_goes_on_and_says_what_eval_says(program, stories, text, tm
     first.kill()
     first.wait()
     before = lines_of(killed)
+    known = subprocess.run(call(program, stories, text, killed, "--json", "--stage", "report"), capture_output=True,
+                           text=True, timeout=60)
+    assert known.returncode == 0, known.stderr
+    measured = {line["point"] for line in before if "eval" in line}
+    assert json.loads(known.stdout)["missing"] == [p for p in POINTS if p not in measured]
     assert {line["point"] for line in before} < set(POINTS)
 
     done = subprocess.run(call(program, stories, text, killed, "--json"), capture_output=True, text=True, timeout=300)
@@ -75,6 +80,7 @@ def test_a_killed_run_goes_on_and_says_what_eval_says(program, stories, text, tm
         assert (killed / a["file"]).read_bytes() == (whole / b["file"]).read_bytes()
         assert min(a["tok_s"].values()) > 0
 
+    assert result["missing"] == []
     points = {p["point"]: p for p in result["points"]}
     best = points["64x160:q8_0/q4_0"]
     evaluated = subprocess.run(

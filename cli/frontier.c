@@ -164,9 +164,8 @@ static void show_share(struct call *call, const char *stage, double share)
 
 static void show_pruning(void *user, const char *what, double share)
 {
-    struct call *call = user;
-    double part = strcmp(what, "basis") == 0 ? 0.1 * share : 0.1 + 0.9 * share;
-    show_share(call, "twins", call->eval_path ? 0.7 * part : part);
+    const struct call *call = user;
+    show_share(user, "twins", call->eval_path ? 0.7 * share : share);
 }
 
 static void show_scoring(void *user, const char *what, double share)

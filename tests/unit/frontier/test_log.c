@@ -167,8 +167,8 @@ static void line_that_is_none_of_ours_is_named(void **state)
 {
     static const char *const LINES[] = {
         "not json\n", "{}\n",
-        "{\"source\":\"0123456789abcdef\",\"calibration\":\"fedcba9876543210\","
-        "\"calibration_tokens\":16384,\"point\":\"12:q4_0\"}\n"};
+        ("{\"source\":\"0123456789abcdef\",\"calibration\":\"fedcba9876543210\","
+         "\"calibration_tokens\":16384,\"point\":\"12:q4_0\"}\n")};
     for (size_t i = 0; i < 3; i++) {
         struct frontier_log *log;
         struct error err = {0};

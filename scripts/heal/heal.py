@@ -209,7 +209,7 @@ def parse(argv):
     p.add_argument("--after", metavar="FILE", help="go on from OUT.state of another run of the same "
                    "--twin, as a next stage with a recipe and data of its own")
     p.add_argument("--compile", action="store_true",
-                   help="compile the loss (PyTorch 2 and a C++ compiler): a fifth faster on a CPU")
+                   help="compile the loss, which takes a C++ compiler and PyTorch 2: faster on a CPU")
     p.add_argument("--fresh", action="store_true", help="begin anew, whatever OUT.state holds")
     p.add_argument("--threads", type=int)
     return p.parse_args(argv)

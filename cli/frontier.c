@@ -214,6 +214,7 @@ static int find_key(struct call *call, struct error *err)
     int n = snprintf(how, sizeof(how), "%u %u %u", call->limit, call->prompt_tokens,
                      call->score_tokens);
     call->key = (struct frontier_key){
+        .pruner = PRUNER_VERSION,
         .source = model_file_hash(call->model),
         .calibration = prune_calibration_hash(call->samples),
         .n_tokens = prune_calibration_tokens(call->samples),

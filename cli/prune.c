@@ -56,6 +56,7 @@ int cli_prune(int argc, char **argv)
     const char *head_type = NULL;
     struct cli_strings calibration = {0};
     uint32_t n_tokens = 0;
+    bool wants_version = false;
     const struct cli_option options[] = {
         {"model", CLI_STRING, &prune.model_path, "FILE",
          "the full model: a GGUF file or a Hugging Face folder; without widths a folder becomes a "
@@ -87,6 +88,9 @@ int cli_prune(int argc, char **argv)
          "of the embedding and the head, which a twin of the full width shares as its model does "
          "[default: --type]"},
         {"report", CLI_STRING, &prune.report_path, "FILE", "write a JSON report"},
+        {"version", CLI_SWITCH, &wants_version, NULL,
+         "only print the pruner's version: twins of the same version, model, calibration and "
+         "options are the same"},
     };
     const struct cli_command command = {
         .name = "prune",
@@ -101,6 +105,10 @@ int cli_prune(int argc, char **argv)
     int status = cli_parse(&command, argc, argv);
     if (status != CLI_DONE)
         return status == CLI_HELP_SHOWN ? CLI_DONE : status;
+    if (wants_version) {
+        printf("%u\n", PRUNER_VERSION);
+        return CLI_DONE;
+    }
     if (!prune.model_path)
         return cli_fail("prune", CLI_WRONG_CALL, "--model: missing");
     if (!prune.out_path)

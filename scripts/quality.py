@@ -71,7 +71,7 @@ class Work:
         self.folder = pathlib.Path(".cache/quality") / ("quick" if args.quick else "")
         (self.folder / "rows").mkdir(parents=True, exist_ok=True)
         self.model_hash = hash_of(self.model)
-        self.pruner_hash = "".join(hash_of(path)[:4] for path in sorted(pathlib.Path("engine/prune").glob("*.[ch]")))
+        self.pruner = self.run(["prune", "--version"])[0].strip()
         self.hashes = {}
         self.cpu_seconds = 0.0
 
@@ -108,7 +108,7 @@ class Work:
         command = ["prune", "--model", self.model, "--out", out, *options]
         command += ["--calibration", calibration] if calibration else []
         recipe = json.dumps([str(part) for part in command] +
-                            [self.model_hash, self.pruner_hash, calibration and hash_of(calibration)])
+                            [self.model_hash, f"pruner {self.pruner}", calibration and hash_of(calibration)])
         note = out.with_suffix(".json")
         kept = json.loads(note.read_text()) if note.exists() and out.exists() else {}
         if self.fresh or kept.get("recipe") != recipe:

@@ -63,6 +63,7 @@ size_t frontier_best(const struct frontier_score *scores, size_t n, double budge
 /* log.c: a JSONL file, a line for each thing measured of a point, so that a run that was killed
  * goes on where it was. Lines of other keys stay as they are; a line that was cut off goes. */
 struct frontier_key {
+    unsigned pruner;              /* its version */
     uint64_t source, calibration; /* model_file_hash, prune_calibration_hash */
     size_t n_tokens;              /* of calibration */
     uint64_t evaluation;          /* of the documents and how they are read */

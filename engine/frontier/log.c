@@ -110,7 +110,8 @@ static void read_speed(const cJSON *object, struct frontier_speed *ret_speed)
 
 static bool is_of_key(const struct frontier_log *log, const cJSON *line)
 {
-    return is_hash(line, "source", log->key.source) &&
+    return number_of(line, "pruner") == (double)log->key.pruner &&
+           is_hash(line, "source", log->key.source) &&
            is_hash(line, "calibration", log->key.calibration) &&
            number_of(line, "calibration_tokens") == (double)log->key.n_tokens;
 }
@@ -270,9 +271,9 @@ static void begin_line(const struct frontier_log *log, const struct frontier_poi
     if (point)
         frontier_point_name(point, name);
     buf_printf(out,
-               "{\"source\":\"%016" PRIx64 "\",\"calibration\":\"%016" PRIx64
+               "{\"pruner\":%u,\"source\":\"%016" PRIx64 "\",\"calibration\":\"%016" PRIx64
                "\",\"calibration_tokens\":%zu,\"point\":\"%s\"",
-               log->key.source, log->key.calibration, log->key.n_tokens, name);
+               log->key.pruner, log->key.source, log->key.calibration, log->key.n_tokens, name);
 }
 
 static int append_line(struct frontier_log *log, struct buf *line, struct error *err)

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#define VERSION_KEY "overfill.prune.version"
 #define SOURCE_KEY "overfill.prune.source_hash"
 #define CALIBRATION_KEY "overfill.prune.calibration_hash"
 
@@ -22,6 +23,14 @@ static bool has_hash(const struct gguf_file *gguf, const char *key, uint64_t has
            found.len == (uint32_t)len && memcmp(found.data, expected, found.len) == 0;
 }
 
+static bool has_version(const struct gguf_file *gguf)
+{
+    uint32_t version = 0;
+    struct error err;
+    return gguf_get_u32(gguf, VERSION_KEY, GGUF_OPTIONAL, &version, &err) == 0 &&
+           version == PRUNER_VERSION;
+}
+
 bool prune_is_twin_of(const char *path, uint64_t source_hash, uint64_t calibration_hash)
 {
     struct model_file *file;
@@ -29,7 +38,7 @@ bool prune_is_twin_of(const char *path, uint64_t source_hash, uint64_t calibrati
     if (model_file_open(path, &file, &err))
         return false;
     const struct gguf_file *gguf = model_file_gguf(file);
-    bool is_twin = gguf && has_hash(gguf, SOURCE_KEY, source_hash) &&
+    bool is_twin = gguf && has_version(gguf) && has_hash(gguf, SOURCE_KEY, source_hash) &&
                    has_hash(gguf, CALIBRATION_KEY, calibration_hash);
     model_file_close(file);
     return is_twin;
@@ -61,6 +70,7 @@ void twin_metadata(const struct model_file *file, const char *method, uint32_t h
     snprintf(text, sizeof(text), "%s pruned to %u/%u", p->name, hidden, mlp);
     gguf_writer_set_string(writer, "general.name", text);
     gguf_writer_set_string(writer, "overfill.prune.method", method);
+    gguf_writer_set_u32(writer, VERSION_KEY, PRUNER_VERSION);
     snprintf(text, sizeof(text), "%016" PRIx64, model_file_hash(file));
     gguf_writer_set_string(writer, SOURCE_KEY, text);
     snprintf(text, sizeof(text), "%016" PRIx64, calibration_hash);

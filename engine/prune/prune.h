@@ -15,6 +15,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What twins and what was measured of them are told apart by; a twin's file says it. It goes up
+ * with every change after which the same model, calibration and options can give other weights. */
+#define PRUNER_VERSION 1u
+
 #define PRUNE_WIDTH_MULTIPLE 32 /* kept widths are rounded to it, so that block types fit */
 #define PRUNE_TYPE_KEEP (-1)
 #define PRUNE_TOKENS 65536
@@ -110,8 +114,8 @@ size_t prune_calibration_tokens(const struct prune_calibration *calibration);
 /* FNV-1a 64 of the tokens and where they are cut: what a twin says it was made with. */
 uint64_t prune_calibration_hash(const struct prune_calibration *calibration);
 
-/* Does the file say that it was made of that model (model_file_hash) with that calibration? false
- * too where there is none. */
+/* Does the file say that this version of the pruner made it of that model (model_file_hash) with
+ * that calibration? false too where there is none. */
 bool prune_is_twin_of(const char *path, uint64_t source_hash, uint64_t calibration_hash);
 
 /* What OPENBLAS_CORETYPE should be, which OpenBLAS reads only as it is loaded; NULL: it knows this

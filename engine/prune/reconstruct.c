@@ -84,8 +84,9 @@ static int alloc_rows(struct reconstruct *r, struct error *err)
 /* Everything that the twin's matrices depend on. */
 static uint64_t hash_recipe(const struct reconstruct *r)
 {
-    const uint64_t parts[] = {model_file_hash(r->file),   r->samples->hash,      r->hidden, r->mlp,
-                              (uint64_t)r->options->type, (uint64_t)head_type(r)};
+    const uint64_t parts[] = {
+        PRUNER_VERSION, model_file_hash(r->file),   r->samples->hash,      r->hidden,
+        r->mlp,         (uint64_t)r->options->type, (uint64_t)head_type(r)};
     return hash_bytes(HASH_START, parts, sizeof(parts));
 }
 

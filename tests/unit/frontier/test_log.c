@@ -12,7 +12,8 @@
 
 static char path[64];
 
-static const struct frontier_key KEY = {.source = 0x0123456789abcdef,
+static const struct frontier_key KEY = {.pruner = 3,
+                                        .source = 0x0123456789abcdef,
                                         .calibration = 0xfedcba9876543210,
                                         .n_tokens = 16384,
                                         .evaluation = 77};
@@ -117,17 +118,18 @@ static void later_measures_take_the_place_of_earlier_ones(void **state)
     frontier_log_close(log);
 }
 
-/* Another model, calibration or number of tokens knows nothing; other documents only what does not
- * depend on them. What the others wrote stays. */
+/* Another pruner, model, calibration or number of tokens knows nothing; other documents only what
+ * does not depend on them. What the others wrote stays. */
 static void other_keys_are_not_mixed(void **state)
 {
     size_t n;
     fill();
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         struct frontier_key other = KEY;
         other.source += i == 0;
         other.calibration += i == 1;
         other.n_tokens += i == 2;
+        other.pruner += i == 3;
         struct frontier_log *log = open_ok(&other);
         frontier_log_rows(log, &n);
         assert_int_equal(n, 0);
@@ -152,7 +154,7 @@ static void line_that_was_cut_off_goes(void **state)
     size_t n_before, n_after;
     fill();
     free(tiny_read_file(path, &n_before));
-    append("{\"source\":\"0123456789abcdef\",\"calibration\":\"fedc");
+    append("{\"pruner\":3,\"source\":\"0123456789abcdef\",\"calibration\":\"fedc");
     struct frontier_log *log = open_ok(&KEY);
     free(tiny_read_file(path, &n_after));
     assert_int_equal(n_after, n_before);
@@ -167,7 +169,7 @@ static void line_that_is_none_of_ours_is_named(void **state)
 {
     static const char *const LINES[] = {
         "not json\n", "{}\n",
-        ("{\"source\":\"0123456789abcdef\",\"calibration\":\"fedcba9876543210\","
+        ("{\"pruner\":3,\"source\":\"0123456789abcdef\",\"calibration\":\"fedcba9876543210\","
          "\"calibration_tokens\":16384,\"point\":\"12:q4_0\"}\n")};
     for (size_t i = 0; i < 3; i++) {
         struct frontier_log *log;

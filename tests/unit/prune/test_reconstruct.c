@@ -308,6 +308,20 @@ static void interrupted_run_goes_on(void **state)
     assert_true(n_kept >= 4);
 }
 
+/* The twin's file as a pruner of another version would have left it: behind the key come the
+ * value's type and the value. */
+static void write_of_version(const char *path, char *bytes, size_t n, uint32_t version)
+{
+    static const char KEY[] = "overfill.prune.version";
+    char *key = memmem(bytes, n, KEY, sizeof(KEY) - 1);
+    assert_non_null(key);
+    memcpy(key + sizeof(KEY) - 1 + sizeof(uint32_t), &version, sizeof(version));
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
 /* Read once for several twins: the same bytes as from the files, which say what they came from. */
 static void calibration_can_be_read_before(void **state)
 {
@@ -345,6 +359,8 @@ static void calibration_can_be_read_before(void **state)
     assert_false(prune_is_twin_of(f->twin, source, hash + 1));
     assert_false(prune_is_twin_of(f->full, source, hash));
     assert_false(prune_is_twin_of(f->text, source, hash));
+    write_of_version(f->twin, again, n, PRUNER_VERSION + 1);
+    assert_false(prune_is_twin_of(f->twin, source, hash));
     model_file_close(full);
     prune_calibration_free(calibration);
     free(bytes);

@@ -1,7 +1,8 @@
 /* overfill inspect: what a model file holds, as text or as one JSON object. A GGUF file that this
  * program cannot serve (another architecture, a vocabulary alone) is shown all the same, with the
  * reason; a file that breaks its format is an error. Strings from the file are shown as JSON
- * strings, so nothing in it reaches the terminal as a control sequence. */
+ * strings, so nothing in it reaches the terminal as a control sequence; long ones are whole in JSON
+ * only. */
 #include "cli/cli.h"
 #include "engine/base/mem.h"
 #include "engine/model/gguf.h"
@@ -15,8 +16,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define MAX_STRING_BYTES 200 /* longer strings are cut */
-#define MAX_ITEMS 4          /* of an array */
+#define MAX_TEXT_BYTES 200 /* longer strings are cut where people read them */
+#define MAX_ITEMS 4        /* of an array */
 
 struct subject {
     const char *path;
@@ -81,9 +82,9 @@ static const char *template_family(const struct vocab *vocab)
     return chat_template_name(tmpl);
 }
 
-static void put_string(struct buf *out, const char *text, size_t len)
+static void put_string(struct buf *out, const char *text, size_t len, size_t most)
 {
-    size_t shown = len < MAX_STRING_BYTES ? len : MAX_STRING_BYTES;
+    size_t shown = len < most ? len : most;
     while (shown < len && shown > 0 && ((uint8_t)text[shown] & 0xc0) == 0x80)
         shown--; /* not within a character */
     if (shown == len) {
@@ -132,8 +133,8 @@ static void put_item(struct buf *out, const struct gguf_kv *kv, uint64_t i)
     }
 }
 
-/* A scalar as itself, an array as its type, length and first items. */
-static int put_value(struct buf *out, const struct gguf_kv *kv, struct error *err)
+/* A scalar as itself, an array as its type, length and first items; strings up to so many bytes. */
+static int put_value(struct buf *out, const struct gguf_kv *kv, size_t most, struct error *err)
 {
     _cleanup_mem_ struct vocab_string *strings = NULL;
     uint64_t shown = kv->n < MAX_ITEMS ? kv->n : MAX_ITEMS;
@@ -147,7 +148,7 @@ static int put_value(struct buf *out, const struct gguf_kv *kv, struct error *er
         if (i)
             buf_append_str(out, ",");
         if (strings)
-            put_string(out, strings[i].data, strings[i].len);
+            put_string(out, strings[i].data, strings[i].len, most);
         else
             put_item(out, kv, i);
     }
@@ -199,7 +200,7 @@ static void put_tokenizer_json(struct buf *out, const struct vocab *v)
                v->add_bos ? "true" : "false", v->add_eos ? "true" : "false",
                v->add_space_prefix ? "true" : "false");
     if (v->chat_template)
-        put_string(out, v->chat_template, strlen(v->chat_template));
+        cli_json_string(out, v->chat_template, strlen(v->chat_template));
     else
         buf_append_str(out, "null");
     buf_printf(out, family ? ",\"template_family\":\"%s\"}" : ",\"template_family\":null}", family);
@@ -214,7 +215,7 @@ static int put_metadata_json(struct buf *out, const struct gguf_file *gguf, stru
             buf_append_str(out, ",");
         cli_json_string(out, kv->key.data, kv->key.len);
         buf_append_str(out, ":");
-        int rc = put_value(out, kv, err);
+        int rc = put_value(out, kv, SIZE_MAX, err);
         if (rc)
             return rc;
     }
@@ -334,7 +335,7 @@ static int put_text(struct buf *out, const struct subject *s, struct error *err)
         buf_append_str(out, "  ");
         cli_json_string(out, kv->key.data, kv->key.len);
         buf_append_str(out, " = ");
-        int rc = put_value(out, kv, err);
+        int rc = put_value(out, kv, MAX_TEXT_BYTES, err);
         if (rc)
             return rc;
         buf_append_str(out, "\n");

@@ -111,15 +111,15 @@ static void add_product(struct forward *f, const struct matrix *w, const float *
 
 /* One block of MLP channels of a unit's rows: silu(gate) * up, to float or quantised. The tile
  * holds 16 gates, 16 ups, and again. */
-static void activate(const struct forward *f, const struct unit_range *u, const float *tile)
+static void activate(const struct forward *f, const struct unit_range *u, float *tile)
 {
     size_t n_pairs = (u->tile_end - u->tile_begin) / 2;
     size_t stride = TILES_GATE_UP * KERNEL_TILE;
     size_t block = u->tile_begin / TILES_GATE_UP;
 
     for (size_t row = u->row_begin; row < u->row_end; row++) {
-        const float *in = tile + (row - u->row_begin) * stride;
-        float *out = f->mlp + row * f->mlp_stride + block * KERNEL_BLOCK;
+        float *in = tile + (row - u->row_begin) * stride;
+        float *out = f->keeps_hidden ? f->mlp + row * f->mlp_stride + block * KERNEL_BLOCK : in;
         for (size_t i = 0; i < n_pairs; i++)
             f->kernels->silu_mul(in + 2 * i * KERNEL_TILE, in + (2 * i + 1) * KERNEL_TILE,
                                  KERNEL_TILE, out + i * KERNEL_TILE);
@@ -239,6 +239,7 @@ void forward_begin(struct forward *f, const struct model *model, const struct kv
     f->products = is_prompt && f->kernels->prompt ? f->kernels->prompt : &f->kernels->products;
     f->pool = pool;
     f->slices = slices;
+    f->keeps_hidden = true;
     f->n_rows = f->n_logit_rows = f->n_attend_units = 0;
     for (size_t i = 0; i < n_slices; i++)
         add_rows(f, (uint32_t)i);
@@ -248,6 +249,7 @@ const float *forward_run(struct forward *f, const struct model *model, const str
                          const struct forward_slice *slices, size_t n_slices, size_t *ret_stride)
 {
     forward_begin(f, model, pool, slices, n_slices);
+    f->keeps_hidden = !model->quantized;
     team_begin(f->team);
     run_phase(f, f->n_rows, embed_unit);
     for (uint32_t l = 0; l < model->params.n_layers; l++)

@@ -59,7 +59,7 @@ void forward_begin(struct forward *forward, const struct model *model, const str
                    const struct forward_slice *slices, size_t n_slices);
 void forward_part(struct forward *forward, uint32_t layer, enum forward_part part);
 
-/* Row r at data + r * stride. */
+/* Row r at data + r * stride. FORWARD_HIDDEN is kept by forward_part alone. */
 struct forward_rows {
     float *data;
     uint32_t n_rows, width;

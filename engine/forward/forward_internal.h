@@ -67,6 +67,7 @@ struct forward {
     const struct products *products;
     const struct kv_pool *pool;
     const struct forward_slice *slices;
+    bool keeps_hidden; /* mlp in float: what multiplies it is float, or somebody will look at it */
     uint32_t n_rows;
     uint32_t n_logit_rows;
     uint32_t n_attend_units;

@@ -31,7 +31,7 @@
 struct scratch {
     _Alignas(LINE) uint8_t weights[CHUNK][TILE_BYTES];
     int32_t products[RING][2][GROUP_ROWS][KERNEL_TILE];
-    float acc[MOST_GROUPS][GROUP_ROWS][KERNEL_TILE];
+    float acc[MOST_GROUPS * GROUP_ROWS][KERNEL_TILE];
     /* of one group's rows; constant strides, so that one register addresses them all */
     float scale[GROUP_ROWS][CHUNK];
     float scaled_sum[GROUP_ROWS][CHUNK]; /* scale * sum */
@@ -187,9 +187,9 @@ INLINE void run_chunk(const struct matmul *m, const enum kernel_layout layout,
     for (size_t i = 0; i < g->n; i++) {
         size_t row = group_begin(g, i);
         if (g->n_rows > 12)
-            run_group(m, layout, c, row, g->n_rows, s, s->acc[i], 16);
+            run_group(m, layout, c, row, g->n_rows, s, s->acc + i * GROUP_ROWS, 16);
         else
-            run_group(m, layout, c, row, g->n_rows, s, s->acc[i], 12);
+            run_group(m, layout, c, row, g->n_rows, s, s->acc + i * GROUP_ROWS, 12);
     }
 }
 

@@ -6,8 +6,6 @@
 #include "engine/kernels/avx512_output.h"
 
 #define GROUP_ROWS 16 /* of a tile */
-#define TILE_BYTES 1024
-#define LINE 64 /* bytes of a tile's row */
 
 /* Memory operand of ldtilecfg. */
 struct tile_shapes {
@@ -31,11 +29,6 @@ struct groups {
     size_t n, n_rows; /* groups, rows of each */
 };
 
-INLINE size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 INLINE struct groups groups_of(size_t row_begin, size_t row_end)
 {
     size_t n_rows = row_end - row_begin;
@@ -48,16 +41,16 @@ INLINE size_t group_begin(const struct groups *g, size_t i)
     return least(g->row_begin + i * g->n_rows, g->row_end - g->n_rows);
 }
 
-/* sums[group][row] of tile t to the product's rows, each once, though the last group holds some of
- * the one before it. */
+/* sums[group * GROUP_ROWS + row] of tile t to the product's rows, each once, though the last group
+ * holds some of the one before it. */
 INLINE void store_rows(const struct matmul *m, const struct groups *g, size_t t,
-                       float (*const sums)[GROUP_ROWS][KERNEL_TILE])
+                       const float (*sums)[KERNEL_TILE])
 {
     size_t done = g->row_begin;
     for (size_t i = 0; i < g->n; i++) {
         size_t begin = group_begin(g, i);
         for (; done < begin + g->n_rows; done++)
-            finish(m, done, t, _mm512_load_ps(sums[i][done - begin]));
+            finish(m, done, t, _mm512_load_ps(sums[i * GROUP_ROWS + done - begin]));
     }
 }
 

@@ -1,7 +1,12 @@
-/* The table for AVX-512 with VNNI (F, BW, VL, VNNI). Same bits as scalar.c. */
+/* The tables for AVX-512 with VNNI (F, BW, VL, VNNI): same bits as scalar.c, but for prompts in
+ * bf16 (avx512_bf16.c). */
 #if defined(__x86_64__)
 #include "engine/kernels/avx512_common.h"
 
 const struct kernels KERNELS_AVX512 =
     X86_TABLE("avx512", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, NULL);
+#if defined(HAVE_AVX512_BF16)
+const struct kernels KERNELS_AVX512_BF16 = X86_TABLE(
+    "avx512-bf16", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, &PRODUCTS_AVX512_BF16);
+#endif
 #endif

@@ -7,6 +7,14 @@
 
 #include <immintrin.h>
 
+#define LINE 64 /* bytes of a vector, and of a tile's row */
+#define TILE_BYTES 1024
+
+INLINE size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 INLINE __m512 halves(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

@@ -114,8 +114,11 @@ struct kernels {
                     float *out);
     struct products products;
     /* Faster ones for prompts, if there are any, else NULL. A row's bits are again its own, but not
-     * those of `products`: weights and activations are bf16, float sums are the hardware's.
-     * `quantize` writes bf16 x[n] to q and leaves scale and sum alone. */
+     * those of `products`: weights, with their scales, and activations are rounded to bf16, and an
+     * output is one float sum over pairs of inputs, ascending, in the hardware's way. VDPBF16PS:
+     * sum = fma(x[2i + 1], w[2i + 1], sum), then fma(x[2i], w[2i], sum), where what is below the
+     * normal numbers counts as 0. TDPBF16PS says less, and may add otherwise: the bits are the
+     * table's. `quantize` writes bf16 x[n] to q and leaves scale and sum alone. */
     const struct products *prompt;
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
@@ -127,11 +130,11 @@ struct kernels {
 };
 
 /* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512,
- * amx, amx-bf16) names: ERROR_INVALID if it is unknown or this CPU lacks it. */
+ * avx512-bf16, amx, amx-bf16) names: ERROR_INVALID if it is unknown or this CPU lacks it. */
 int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err);
-#define KERNELS_MOST 6
-/* All tables this CPU can run, scalar first; returns how many (for tests and benchmarks). Asks the
- * kernel, for the whole process, to let its threads use AMX. */
+#define KERNELS_MOST 7
+/* All tables this CPU can run, scalar first, the best last; returns how many (for tests and
+ * benchmarks). Asks the kernel, for the whole process, to let its threads use AMX. */
 size_t kernels_available(const struct kernels *ret_tables[KERNELS_MOST]);
 
 extern const struct kernels KERNELS_SCALAR;
@@ -139,6 +142,8 @@ extern const struct kernels KERNELS_SCALAR;
 extern const struct kernels KERNELS_AVX2;
 extern const struct kernels KERNELS_AVXVNNI;
 extern const struct kernels KERNELS_AVX512;
+extern const struct kernels KERNELS_AVX512_BF16; /* the same, and its products for prompts */
+extern const struct products PRODUCTS_AVX512_BF16;
 extern const struct kernels KERNELS_AMX;
 extern const struct kernels KERNELS_AMX_BF16; /* the same, and its products for prompts */
 extern const struct products PRODUCTS_AMX_BF16;

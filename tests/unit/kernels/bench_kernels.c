@@ -62,7 +62,7 @@ static void run_attend(struct work *w)
 
 static void run_quantize(struct work *w)
 {
-    w->k->products.quantize(w->x, w->n, w->rows.q, w->rows.scale, w->rows.sum);
+    w->products->quantize(w->x, w->n, w->rows.q, w->rows.scale, w->rows.sum);
 }
 
 static float *random_floats(size_t n)
@@ -160,14 +160,14 @@ static void bench_attend(const struct kernels *k, size_t n_q, bool is_half)
     mem_free(n_keys);
 }
 
-static void bench_quantize(const struct kernels *k, size_t n)
+static void bench_quantize(const char *name, const struct products *products, size_t n)
 {
-    struct work w = {.k = k, .n = n, .x = fail_if_null(random_floats(n))};
+    struct work w = {.products = products, .n = n, .x = fail_if_null(random_floats(n))};
     w.rows.q = fail_if_null(mem_calloc(n, sizeof(*w.rows.q)));
     w.rows.scale = fail_if_null(mem_calloc(n / KERNEL_BLOCK, sizeof(float)));
     w.rows.sum = fail_if_null(mem_calloc(n / KERNEL_BLOCK, sizeof(int32_t)));
     double s = seconds(run_quantize, &w);
-    printf("%-7s quantize %5zu                       %8.2f us  %7.1f GB/s\n", k->name, n, s * 1e6,
+    printf("%-7s quantize %5zu                       %8.3f us  %7.1f GB/s\n", name, n, s * 1e6,
            (double)n * sizeof(float) / s / 1e9);
     mem_free(w.x);
     mem_free(w.rows.q);
@@ -185,6 +185,8 @@ static void bench_products(const char *name, const struct products *products)
             bench_matmul(name, products, layout, 1536, 2, ROWS[r]);
         }
     }
+    bench_quantize(name, products, KERNEL_BLOCK);
+    bench_quantize(name, products, 576);
 }
 
 int main(int argc, char **argv)
@@ -201,7 +203,6 @@ int main(int argc, char **argv)
         bench_attend(tables[i], 3, true);
         bench_attend(tables[i], 48, false);
         bench_attend(tables[i], 48, true);
-        bench_quantize(tables[i], 576);
     }
     return 0;
 }

@@ -66,15 +66,12 @@ static inline void emulated_dp(int sum, int a, int b, int b_is_signed)
 }
 
 /* sum[m][n] += a[m][2k] * b[k][n][0] + a[m][2k + 1] * b[k][n][1], of bf16. */
-static inline float emulated_bf16(const uint8_t *bytes)
+static inline float emulated_element(const uint8_t *bytes)
 {
-    float value;
-    uint32_t bits = (uint32_t)(bytes[0] | bytes[1] << 8) << 16;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
+    return emulated_bf16((uint16_t)(bytes[0] | bytes[1] << 8));
 }
 
-static inline void emulated_dpbf16(int sum, int a, int b)
+static inline void emulated_dpbf16_tile(int sum, int a, int b)
 {
     size_t n_rows = emulated_tiles[sum].n_rows;
     size_t n_outputs = emulated_tiles[sum].row_bytes / 4;
@@ -87,8 +84,8 @@ static inline void emulated_dpbf16(int sum, int a, int b)
             memcpy(&total, &emulated_tiles[sum].bytes[m][4 * n], sizeof(total));
             for (size_t k = 0; k < emulated_tiles[b].n_rows; k++)
                 for (size_t i = 0; i < 2; i++)
-                    total += emulated_bf16(&emulated_tiles[a].bytes[m][4 * k + 2 * i]) *
-                             emulated_bf16(&emulated_tiles[b].bytes[k][4 * n + 2 * i]);
+                    total += emulated_element(&emulated_tiles[a].bytes[m][4 * k + 2 * i]) *
+                             emulated_element(&emulated_tiles[b].bytes[k][4 * n + 2 * i]);
             memcpy(&emulated_tiles[sum].bytes[m][4 * n], &total, sizeof(total));
         }
     }
@@ -111,7 +108,7 @@ static inline void emulated_dpbf16(int sum, int a, int b)
 #define _tile_dpbssd(sum, a, b) emulated_dp(sum, a, b, 1)
 #define _tile_dpbsud(sum, a, b) emulated_dp(sum, a, b, 0)
 
-#define _tile_dpbf16ps(sum, a, b) emulated_dpbf16(sum, a, b)
+#define _tile_dpbf16ps(sum, a, b) emulated_dpbf16_tile(sum, a, b)
 
 #define KERNELS_AMX KERNELS_AMX_EMULATED
 #define KERNELS_AMX_BF16 KERNELS_AMX_BF16_EMULATED

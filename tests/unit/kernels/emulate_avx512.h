@@ -5,8 +5,11 @@
 #define OVERFILL_TESTS_EMULATE_AVX512_H
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
+#include <float.h>
+#include <math.h>
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
+#include <stdint.h>
 #include <string.h>
 
 #ifndef _mm512_cvtph_ps
@@ -68,6 +71,45 @@
     simde_mm512_castsi512_ps(_mm512_maskz_loadu_epi32((mask), (p)))
 #endif
 
+/* What an operand or a result that is no normal number counts as. */
+static inline float emulated_flush(float x)
+{
+    return fabsf(x) < FLT_MIN ? copysignf(0, x) : x;
+}
+
+static inline float emulated_bf16(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return emulated_flush(value);
+}
+
+/* sums[i] += a[2i + 1] * b[2i + 1], then a[2i] * b[2i]; memory of 16 floats, 32 bf16. */
+static inline void emulated_dpbf16(float *sums, const uint16_t *a, const uint16_t *b)
+{
+    for (size_t i = 0; i < 16; i++) {
+        float sum = emulated_flush(sums[i]);
+        for (size_t j = 2 * i + 2; j-- > 2 * i;)
+            sum = emulated_flush(fmaf(emulated_bf16(a[j]), emulated_bf16(b[j]), sum));
+        sums[i] = sum;
+    }
+}
+
+#undef _mm512_dpbf16_ps
+#define _mm512_dpbf16_ps(sums, a, b)                                                               \
+    ({                                                                                             \
+        float sums_[16];                                                                           \
+        uint16_t a_[32], b_[32];                                                                   \
+        simde_mm512_storeu_ps(sums_, sums);                                                        \
+        simde_mm512_storeu_si512(a_, (simde__m512i)(a));                                           \
+        simde_mm512_storeu_si512(b_, (simde__m512i)(b));                                           \
+        emulated_dpbf16(sums_, a_, b_);                                                            \
+        simde_mm512_loadu_ps(sums_);                                                               \
+    })
+
 #define KERNELS_AVX512 KERNELS_AVX512_EMULATED
+#define KERNELS_AVX512_BF16 KERNELS_AVX512_BF16_EMULATED
+#define PRODUCTS_AVX512_BF16 PRODUCTS_AVX512_BF16_EMULATED
 
 #endif

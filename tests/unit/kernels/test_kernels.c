@@ -14,9 +14,10 @@
 #if defined(__x86_64__)
 extern const struct kernels KERNELS_AVXVNNI_EMULATED;
 extern const struct kernels KERNELS_AVX512_EMULATED;
+extern const struct kernels KERNELS_AVX512_BF16_EMULATED;
 extern const struct kernels KERNELS_AMX_BF16_EMULATED;
 #endif
-#define MOST_TABLES (KERNELS_MOST + 3)
+#define MOST_TABLES (KERNELS_MOST + 4)
 
 static uint64_t seed = 1;
 
@@ -50,6 +51,7 @@ static size_t tables(const struct kernels *list[MOST_TABLES])
         list[n++] = &KERNELS_AVXVNNI_EMULATED;
 #if defined(HAVE_SIMDE)
         list[n++] = &KERNELS_AVX512_EMULATED;
+        list[n++] = &KERNELS_AVX512_BF16_EMULATED;
         list[n++] = &KERNELS_AMX_BF16_EMULATED;
 #endif
     }
@@ -106,7 +108,7 @@ static void rmsnorm_is_the_formula(void **state)
 /* Whether the table's blocks are two digits, as kernels.h says. */
 static bool has_digits(const struct kernels *k)
 {
-    return strcmp(k->name, "avx512") == 0 || strncmp(k->name, "amx", 3) == 0;
+    return strncmp(k->name, "avx512", 6) == 0 || strncmp(k->name, "amx", 3) == 0;
 }
 
 /* Where input i of a block lies in pairs, as kernels.h says. */
@@ -493,6 +495,32 @@ static void prompt_products_are_the_product(void **state)
     }
 }
 
+#if defined(HAVE_SIMDE)
+/* The order of kernels.h is that of the instruction. */
+static void prompt_products_of_avx512_have_their_order(void **state)
+{
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
+            const struct products *emulated = KERNELS_AVX512_BF16_EMULATED.prompt;
+            struct product p;
+            if (strcmp(k->name, "avx512-bf16") != 0)
+                continue;
+            product_open(&p, layout, 33, 3, 31, 1);
+            product_give_to_prompt(&p, k->prompt);
+            struct matmul expected = product_matmul(&p, p.expected, true);
+            struct matmul got = product_matmul(&p, p.got, true);
+            emulated->matmul[layout](&expected);
+            k->prompt->matmul[layout](&got);
+            assert_memory_equal(p.got, p.expected,
+                                p.n_rows * p.n_tiles * KERNEL_TILE * sizeof(float));
+            product_close(&p);
+        }
+    }
+}
+#endif
+
 static void silu_rope_and_halves_give_the_same_bits(void **state)
 {
     float a[MAX_LENGTH];
@@ -666,6 +694,9 @@ int main(void)
         cmocka_unit_test(matmul_is_the_product),
         cmocka_unit_test(prompts_are_rounded_to_bf16),
         cmocka_unit_test(prompt_products_are_the_product),
+#if defined(HAVE_SIMDE)
+        cmocka_unit_test(prompt_products_of_avx512_have_their_order),
+#endif
         cmocka_unit_test(silu_rope_and_halves_give_the_same_bits),
         cmocka_unit_test(attend_gives_the_same_bits),
         cmocka_unit_test(attend_is_softmax_times_values),

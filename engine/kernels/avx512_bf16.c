@@ -41,7 +41,7 @@ INLINE void multiply_rows(const struct matmul *m, const struct chunk *c, size_t 
         for (size_t t = 0; t < n_tiles; t++)
             sum[r][t] = c->block ? _mm512_load_ps(s->sums[t][at + r]) : _mm512_setzero_ps();
     for (size_t b = 0; b < c->n_blocks; b++, x += KERNEL_BLOCK) {
-        X86_KEEP_LOOP
+        X86_UNROLL_16 /* a pair is then a constant away from its block */
         for (size_t k = 0; k < KERNEL_BLOCK / 2; k++) {
             __m512bh w[PAIR];
             for (size_t t = 0; t < n_tiles; t++)

@@ -8,11 +8,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* In front of a loop that gcc would unroll and then run out of registers for. */
+/* In front of a loop that gcc would unroll and then run out of registers for, and of one of 16
+ * rounds that it would not unroll. */
 #if defined(__clang__)
 #define X86_KEEP_LOOP
+#define X86_UNROLL_16
 #else
 #define X86_KEEP_LOOP _Pragma("GCC unroll 1")
+#define X86_UNROLL_16 _Pragma("GCC unroll 16")
 #endif
 
 /* exp(x) = 2^n * e^r, n = round(x / ln 2), |r| <= ln 2 / 2; e^r by its Taylor series up to r^7

@@ -136,28 +136,35 @@ static double product_seconds(const struct peaks *p, const char *in, double weig
     return 2 * weights4 / (gops4 * 1e9) + 2 * weights8 / (gops8 * 1e9);
 }
 
-static const char *products_in(const struct call *call, bool of_prompt)
+static const char *products_in(const struct call *call, bool in_bf16)
 {
     if (strcmp(call->settings.weights, "f32") == 0)
         return IN_F32;
-    return of_prompt ? IN_BF16 : IN_INTEGERS;
+    return in_bf16 ? IN_BF16 : IN_INTEGERS;
 }
 
-/* n_tokens in a pass, of which n_logits need the head, attending to n_attended tokens in all. */
-static struct limit limit_of(const struct call *call, const struct work *w, const char *in,
-                             double n_tokens, double n_logits, double n_attended,
-                             double kv_tokens_read)
+/* A pass. */
+struct pass {
+    const char *in;             /* its products */
+    const struct peak *attends; /* what its attention is computed with */
+    double n_tokens, n_logits;  /* of which n_logits need the head */
+    double n_attended;          /* tokens that the n_tokens attend to, in all */
+    double kv_tokens_read;
+};
+
+static struct limit limit_of(const struct call *call, const struct work *w, const struct pass *pass)
 {
     const struct peaks *p = &call->peaks;
-    double products = n_tokens * product_seconds(p, in, w->layers4, w->layers8) +
-                      n_logits * product_seconds(p, in, w->head4, w->head8);
-    double compute = products + n_attended * w->attention_flops / (p->fp32.gops * 1e9);
-    double bytes = w->bytes - (n_logits > 0 ? 0 : w->head_bytes) + kv_tokens_read * w->kv_bytes;
+    double products = pass->n_tokens * product_seconds(p, pass->in, w->layers4, w->layers8) +
+                      pass->n_logits * product_seconds(p, pass->in, w->head4, w->head8);
+    double compute = products + pass->n_attended * w->attention_flops / (pass->attends->gops * 1e9);
+    double bytes =
+        w->bytes - (pass->n_logits > 0 ? 0 : w->head_bytes) + pass->kv_tokens_read * w->kv_bytes;
     bool in_l3 = p->l3_gbs > 0 && bytes <= (double)p->l3_bytes;
     double reading = bytes / ((in_l3 ? p->l3_gbs : p->ram_gbs) * 1e9);
     return (struct limit){
-        .tok_s = n_tokens / larger(compute, reading),
-        .binds = compute > reading ? in
+        .tok_s = pass->n_tokens / larger(compute, reading),
+        .binds = compute > reading ? pass->in
                  : in_l3           ? "l3"
                                    : "ram",
     };
@@ -178,14 +185,19 @@ static int open_engine(struct call *call, struct engine **ret_engine, struct err
 }
 
 static int measure_prefill(struct call *call, struct engine *engine, const struct work *work,
-                           bool in_bf16, struct result *ret_result, struct error *err)
+                           const struct engine_info *info, struct result *ret_result,
+                           struct error *err)
 {
-    const char *in = products_in(call, in_bf16);
     double n = PREFILL_TOKENS;
-    *ret_result = (struct result){
-        .model = "full",
-        .limit = limit_of(call, work, in, n, 1, n * (n + 1) / 2, n),
+    const struct pass pass = {
+        .in = products_in(call, info->prompts_in_bf16),
+        .attends = info->prompts_attend_in_bf16 ? &call->peaks.bf16 : &call->peaks.fp32,
+        .n_tokens = n,
+        .n_logits = 1,
+        .n_attended = n * (n + 1) / 2,
+        .kv_tokens_read = n,
     };
+    *ret_result = (struct result){.model = "full", .limit = limit_of(call, work, &pass)};
     return speed_prefill(&call->speed, engine, PREFILL_TOKENS, &ret_result->tok_s, err);
 }
 
@@ -195,14 +207,21 @@ static int measure_decode(struct call *call, struct engine *engine, const struct
     for (size_t i = 0; i < N_BATCHES; i++) {
         double batch = BATCHES[i];
         double context = SPEED_DECODE_PROMPT + speed_answer_tokens(BATCHES[i]) / 2.0;
+        const struct pass pass = {
+            .in = products_in(call, false),
+            .attends = &call->peaks.fp32,
+            .n_tokens = batch,
+            .n_logits = batch,
+            .n_attended = batch * context,
+            .kv_tokens_read = batch * context,
+        };
         cli_progress_show(&call->progress,
                           mode == DECODE_FULL ? "decode, full model" : "decode, pruned model",
                           (double)i / N_BATCHES);
         ret_results[i] = (struct result){
             .model = decode_mode_name(mode),
             .batch = BATCHES[i],
-            .limit = limit_of(call, work, products_in(call, false), batch, batch, batch * context,
-                              batch * context),
+            .limit = limit_of(call, work, &pass),
         };
         int rc = speed_decode(&call->speed, engine, BATCHES[i], mode, &ret_results[i].tok_s, err);
         if (rc)
@@ -234,7 +253,7 @@ static int measure_all(struct call *call, struct engine *engine, struct report *
     if (rc)
         return rc;
     cli_progress_show(&call->progress, "prefill", 0);
-    rc = measure_prefill(call, engine, &full, info->prompts_in_bf16, &report->prefill, err);
+    rc = measure_prefill(call, engine, &full, info, &report->prefill, err);
     if (rc == 0)
         rc = measure_decode(call, engine, &full, DECODE_FULL, report->decode, err);
     report->n_decode = N_BATCHES;

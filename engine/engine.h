@@ -219,6 +219,7 @@ struct engine_info {
     char fingerprint[24];                 /* "fp_" + hash of models, weight types and kernel path */
     const char *kernels;                  /* "scalar", "avx2", "avxvnni", "avx512", "amx", ... */
     bool prompts_in_bf16;                 /* products of prompts, where the kernels have such */
+    bool prompts_attend_in_bf16;          /* and their attention */
     uint32_t context;                     /* tokens a request may use */
     uint32_t context_train;
     uint32_t vocab_size;

@@ -142,7 +142,7 @@ void attention_unit(void *context, unsigned member, size_t unit)
             size_t n = end > begin ? end - begin : 0;
             scratch->n_keys[i] = (uint8_t)(n < KERNEL_PAGE_TOKENS ? n : KERNEL_PAGE_TOKENS);
         }
-        f->kernels->attend(&a);
+        f->attend(&a);
     }
     store_attention(f, u, kv_head, a.state);
 }

@@ -237,6 +237,9 @@ void forward_begin(struct forward *f, const struct model *model, const struct kv
     bool is_prompt = n_slices && slices[0].is_prompt;
     f->model = model;
     f->products = is_prompt && f->kernels->prompt ? f->kernels->prompt : &f->kernels->products;
+    f->attend = is_prompt && model->quantized && f->kernels->attend_prompt
+                    ? f->kernels->attend_prompt
+                    : f->kernels->attend;
     f->pool = pool;
     f->slices = slices;
     f->keeps_hidden = true;

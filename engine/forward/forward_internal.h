@@ -65,6 +65,7 @@ struct forward {
     /* the pass at hand; written by forward_run before the team starts */
     const struct model *model;
     const struct products *products;
+    void (*attend)(const struct attend_page *a);
     const struct kv_pool *pool;
     const struct forward_slice *slices;
     bool keeps_hidden; /* mlp in float: what multiplies it is float, or somebody will look at it */

@@ -239,7 +239,8 @@ static void matmul_q4_min(const struct matmul *m)
         run_tiles(m, KERNEL_Q4_MIN);
 }
 
-const struct kernels KERNELS_AMX = X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL);
+const struct kernels KERNELS_AMX =
+    X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL, NULL);
 const struct kernels KERNELS_AMX_BF16 =
-    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16);
+    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16, NULL);
 #endif

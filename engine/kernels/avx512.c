@@ -4,9 +4,5 @@
 #include "engine/kernels/avx512_common.h"
 
 const struct kernels KERNELS_AVX512 =
-    X86_TABLE("avx512", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, NULL);
-#if defined(HAVE_AVX512_BF16)
-const struct kernels KERNELS_AVX512_BF16 = X86_TABLE(
-    "avx512-bf16", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, &PRODUCTS_AVX512_BF16);
-#endif
+    X86_TABLE("avx512", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, NULL, NULL);
 #endif

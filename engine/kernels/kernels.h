@@ -127,6 +127,9 @@ struct kernels {
     void (*half_to_float)(const uint16_t *src, size_t n, float *dst);
     void (*float_to_half)(const float *src, size_t n, uint16_t *dst);
     void (*attend)(const struct attend_page *a);
+    /* The same for prompts in bf16, as `prompt` multiplies: queries, keys, values and a softmax's
+     * weights (not their sum) are rounded, and both products add up pairs. NULL: `attend` does. */
+    void (*attend_prompt)(const struct attend_page *a);
 };
 
 /* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512,
@@ -143,7 +146,6 @@ extern const struct kernels KERNELS_AVX2;
 extern const struct kernels KERNELS_AVXVNNI;
 extern const struct kernels KERNELS_AVX512;
 extern const struct kernels KERNELS_AVX512_BF16; /* the same, and its products for prompts */
-extern const struct products PRODUCTS_AVX512_BF16;
 extern const struct kernels KERNELS_AMX;
 extern const struct kernels KERNELS_AMX_BF16; /* the same, and its products for prompts */
 extern const struct products PRODUCTS_AMX_BF16;

@@ -248,7 +248,8 @@ static void fill_info(struct engine *engine)
     info->pruned_path = engine->pruned_path;
     info->chat_template = engine->chat_template ? chat_template_name(engine->chat_template) : NULL;
     info->kernels = engine->kernels->name;
-    info->prompts_in_bf16 = engine->kernels->prompt && engine->full->quantized;
+    info->prompts_in_bf16 = engine->kernels->prompt && full->quantized;
+    info->prompts_attend_in_bf16 = engine->kernels->attend_prompt && full->quantized;
     info->context = o->context;
     info->context_train = full->params.context_train;
     info->vocab_size = full->params.vocab_size;

@@ -13,7 +13,7 @@
 #define N_RUNS 7
 
 struct work {
-    const struct kernels *k;
+    void (*attend)(const struct attend_page *a);
     const struct products *products;
     struct matmul m;
     enum kernel_layout layout;
@@ -57,7 +57,7 @@ static void run_matmul(struct work *w)
 
 static void run_attend(struct work *w)
 {
-    w->k->attend(&w->page);
+    w->attend(&w->page);
 }
 
 static void run_quantize(struct work *w)
@@ -126,11 +126,11 @@ static void bench_matmul(const char *name, const struct products *products,
     mem_free(rows.sum);
 }
 
-static void bench_attend(const struct kernels *k, size_t n_q, bool is_half)
+static void bench_attend(const struct kernels *k, size_t n_q, bool is_half, bool of_prompt)
 {
     enum { HEAD_DIM = 64 };
     size_t n = (size_t)HEAD_DIM * KERNEL_PAGE_TOKENS;
-    struct work w = {.k = k};
+    struct work w = {.attend = of_prompt ? k->attend_prompt : k->attend};
     float *q = fail_if_null(random_floats(n_q * HEAD_DIM));
     float *keys = fail_if_null(random_floats(n));
     float *values = fail_if_null(random_floats(n));
@@ -151,8 +151,9 @@ static void bench_attend(const struct kernels *k, size_t n_q, bool is_half)
                                   .n_keys = n_keys,
                                   .state = state};
     double s = seconds(run_attend, &w);
-    printf("%-7s attend %3zu queries x page of %d %s  %8.2f us  %7.1f GFLOP/s\n", k->name, n_q,
-           HEAD_DIM, is_half ? "halves" : "floats", s * 1e6, 4.0 * (double)(n_q * n) / s / 1e9);
+    printf("%-7s attend %3zu queries x page of %d %s  %8.2f us  %7.1f GFLOP/s\n",
+           of_prompt ? "prompts" : k->name, n_q, HEAD_DIM, is_half ? "halves" : "floats", s * 1e6,
+           4.0 * (double)(n_q * n) / s / 1e9);
     mem_free(q);
     mem_free(keys);
     mem_free(values);
@@ -199,10 +200,12 @@ int main(int argc, char **argv)
         bench_products(tables[i]->name, &tables[i]->products);
         if (tables[i]->prompt)
             bench_products("prompts", tables[i]->prompt);
-        bench_attend(tables[i], 3, false);
-        bench_attend(tables[i], 3, true);
-        bench_attend(tables[i], 48, false);
-        bench_attend(tables[i], 48, true);
+        for (int of_prompt = 0; of_prompt <= (tables[i]->attend_prompt != NULL); of_prompt++) {
+            bench_attend(tables[i], 3, false, of_prompt);
+            bench_attend(tables[i], 3, true, of_prompt);
+            bench_attend(tables[i], 48, false, of_prompt);
+            bench_attend(tables[i], 48, true, of_prompt);
+        }
     }
     return 0;
 }

@@ -96,6 +96,29 @@ static inline void emulated_dpbf16(float *sums, const uint16_t *a, const uint16_
     }
 }
 
+/* Sixteen floats as bf16, rounded to the nearest, of two as near to the even one. */
+static inline void emulated_to_bf16(const float *x, uint16_t *halves)
+{
+    for (size_t i = 0; i < 16; i++) {
+        float flushed = emulated_flush(x[i]);
+        uint32_t bits;
+        memcpy(&bits, &flushed, sizeof(bits));
+        halves[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+#undef _mm512_cvtne2ps_pbh
+#define _mm512_cvtne2ps_pbh(high, low)                                                             \
+    ({                                                                                             \
+        float x_[2][16];                                                                           \
+        uint16_t halves_[32];                                                                      \
+        simde_mm512_storeu_ps(x_[0], low);                                                         \
+        simde_mm512_storeu_ps(x_[1], high);                                                        \
+        emulated_to_bf16(x_[0], halves_);                                                          \
+        emulated_to_bf16(x_[1], halves_ + 16);                                                     \
+        simde_mm512_loadu_si512(halves_);                                                          \
+    })
+
 #undef _mm512_dpbf16_ps
 #define _mm512_dpbf16_ps(sums, a, b)                                                               \
     ({                                                                                             \
@@ -110,6 +133,5 @@ static inline void emulated_dpbf16(float *sums, const uint16_t *a, const uint16_
 
 #define KERNELS_AVX512 KERNELS_AVX512_EMULATED
 #define KERNELS_AVX512_BF16 KERNELS_AVX512_BF16_EMULATED
-#define PRODUCTS_AVX512_BF16 PRODUCTS_AVX512_BF16_EMULATED
 
 #endif

@@ -559,7 +559,7 @@ static void silu_rope_and_halves_give_the_same_bits(void **state)
 }
 
 /* Two pages, the second part-filled, for queries that see different numbers of keys. */
-#define MOST_QUERIES 12
+#define MOST_QUERIES 14
 struct attention {
     size_t head_dim, n_q;
     float q[MOST_QUERIES * 128];
@@ -582,29 +582,33 @@ static void attention_open(struct attention *a, size_t head_dim, size_t n_q)
     }
     /* what no query sees may be anything */
     for (size_t d = 0; d < head_dim; d++)
-        a->keys[1][d * KERNEL_PAGE_TOKENS + 31] = NAN;
+        a->keys[1][d * KERNEL_PAGE_TOKENS + 31] = a->values[1][31 * head_dim + d] = NAN;
 }
 
-static void attention_run_all(struct attention *a, const struct kernels *k, bool is_half)
+typedef void attend_fn(const struct attend_page *a);
+
+/* Queries [begin, end). */
+static void attention_run(struct attention *a, attend_fn *attend, size_t begin, size_t end,
+                          bool is_half)
 {
     static uint16_t halves[2][2][128 * KERNEL_PAGE_TOKENS];
     memset(a->state, 0, sizeof(a->state));
-    for (size_t i = 0; i < a->n_q; i++)
+    for (size_t i = begin; i < end; i++)
         a->state[i * ATTEND_STATE(a->head_dim)] = -INFINITY;
     for (int page = 0; page < 2; page++) {
         size_t n = a->head_dim * KERNEL_PAGE_TOKENS;
         KERNELS_SCALAR.float_to_half(a->keys[page], n, halves[page][0]);
         KERNELS_SCALAR.float_to_half(a->values[page], n, halves[page][1]);
-        k->attend(&(struct attend_page){
-            .q = a->q,
+        attend(&(struct attend_page){
+            .q = a->q + begin * a->head_dim,
             .q_stride = a->head_dim,
-            .n_q = a->n_q,
+            .n_q = end - begin,
             .head_dim = a->head_dim,
             .keys = is_half ? (const void *)halves[page][0] : a->keys[page],
             .values = is_half ? (const void *)halves[page][1] : a->values[page],
             .is_half = is_half,
-            .n_keys = a->n_keys[page],
-            .state = a->state,
+            .n_keys = a->n_keys[page] + begin,
+            .state = a->state + begin * ATTEND_STATE(a->head_dim),
         });
     }
 }
@@ -620,11 +624,42 @@ static void attend_gives_the_same_bits(void **state)
         for (size_t i = 0; i < 6; i++) {
             for (size_t n_q = 1; n_q <= MOST_QUERIES; n_q++) {
                 attention_open(&a, DIMS[i], n_q);
-                attention_run_all(&a, &KERNELS_SCALAR, i % 2);
+                attention_run(&a, KERNELS_SCALAR.attend, 0, n_q, i % 2);
                 memcpy(expected, a.state, sizeof(a.state));
-                attention_run_all(&a, k, i % 2);
+                attention_run(&a, k->attend, 0, n_q, i % 2);
                 assert_memory_equal(a.state, expected, n_q * ATTEND_STATE(DIMS[i]) * sizeof(float));
             }
+        }
+    }
+}
+
+/* Against the formula in double: share of the size of what is added up. */
+static void check_attention(const struct attention *a, double bound)
+{
+    size_t dim = a->head_dim;
+    for (size_t i = 0; i < a->n_q; i++) {
+        double score[64];
+        double max = -1e30;
+        double sum = 0;
+        size_t n = KERNEL_PAGE_TOKENS + a->n_keys[1][i];
+        for (size_t t = 0; t < n; t++) {
+            score[t] = 0;
+            for (size_t d = 0; d < dim; d++)
+                score[t] += (double)a->q[i * dim + d] * a->keys[t / 32][d * 32 + t % 32];
+            max = fmax(max, score[t]);
+        }
+        for (size_t t = 0; t < n; t++)
+            sum += exp(score[t] - max);
+        for (size_t d = 0; d < dim; d++) {
+            double out = 0;
+            double size = 1;
+            for (size_t t = 0; t < n; t++) {
+                double term = exp(score[t] - max) / sum * a->values[t / 32][t % 32 * dim + d];
+                out += term;
+                size += fabs(term);
+            }
+            const float *s = a->state + i * ATTEND_STATE(dim);
+            assert_true(fabs(out - s[2 + d] / s[1]) < bound * size);
         }
     }
 }
@@ -634,29 +669,80 @@ static void attend_is_softmax_times_values(void **state)
     static struct attention a;
     (void)state;
     attention_open(&a, 16, 5);
-    attention_run_all(&a, &KERNELS_SCALAR, false);
-    for (size_t i = 0; i < a.n_q; i++) {
-        double score[64];
-        double max = -1e30;
-        double sum = 0;
-        size_t n = KERNEL_PAGE_TOKENS + a.n_keys[1][i];
-        for (size_t t = 0; t < n; t++) {
-            score[t] = 0;
-            for (size_t d = 0; d < 16; d++)
-                score[t] += (double)a.q[i * 16 + d] * a.keys[t / 32][d * 32 + t % 32];
-            max = fmax(max, score[t]);
-        }
-        for (size_t t = 0; t < n; t++)
-            sum += exp(score[t] - max);
-        for (size_t d = 0; d < 16; d++) {
-            double out = 0;
-            for (size_t t = 0; t < n; t++)
-                out += exp(score[t] - max) / sum * a.values[t / 32][t % 32 * 16 + d];
-            const float *s = a.state + i * ATTEND_STATE(16);
-            assert_true(fabs(out - s[2 + d] / s[1]) < 1e-3 * (1 + fabs(out)));
+    attention_run(&a, KERNELS_SCALAR.attend, 0, 5, false);
+    check_attention(&a, 1e-3);
+}
+
+static void round_all(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        bits &= 0xffff0000;
+        memcpy(&x[i], &bits, sizeof(bits));
+    }
+}
+
+/* Of what is bf16 already only the softmax is rounded. */
+static void prompts_attend_in_bf16(void **state)
+{
+    static struct attention a;
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t n_q = 1; k->attend_prompt && n_q <= MOST_QUERIES; n_q++) {
+            attention_open(&a, n_q == 5 ? 24 : 32 * (1 + n_q % 4), n_q);
+            round_all(a.q, a.n_q * a.head_dim);
+            for (int page = 0; page < 2; page++) {
+                round_all(a.keys[page], a.head_dim * KERNEL_PAGE_TOKENS);
+                round_all(a.values[page], a.head_dim * KERNEL_PAGE_TOKENS);
+            }
+            attention_run(&a, k->attend_prompt, 0, a.n_q, n_q % 2);
+            check_attention(&a, 1.0 / 256);
         }
     }
 }
+
+static void a_query_of_a_prompt_does_not_depend_on_the_others(void **state)
+{
+    static struct attention a;
+    static float expected[sizeof(a.state) / sizeof(float)];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        if (!k->attend_prompt)
+            continue;
+        attention_open(&a, 64, MOST_QUERIES);
+        attention_run(&a, k->attend_prompt, 0, MOST_QUERIES, true);
+        memcpy(expected, a.state, sizeof(a.state));
+        for (size_t i = 0; i < MOST_QUERIES; i++) {
+            size_t at = i * ATTEND_STATE(64);
+            attention_run(&a, k->attend_prompt, i, i + 1, true);
+            assert_memory_equal(a.state + at, expected + at, ATTEND_STATE(64) * sizeof(float));
+        }
+    }
+}
+
+#if defined(HAVE_SIMDE)
+static void prompts_attend_in_the_order_of_avx512(void **state)
+{
+    static struct attention a;
+    static float expected[sizeof(a.state) / sizeof(float)];
+    (void)state;
+    FOR_EACH_TABLE(k)
+    {
+        for (size_t n_q = 1; n_q <= MOST_QUERIES; n_q++) {
+            if (strcmp(k->name, "avx512-bf16") != 0)
+                continue;
+            attention_open(&a, 64, n_q);
+            attention_run(&a, KERNELS_AVX512_BF16_EMULATED.attend_prompt, 0, n_q, n_q % 2);
+            memcpy(expected, a.state, sizeof(a.state));
+            attention_run(&a, k->attend_prompt, 0, n_q, n_q % 2);
+            assert_memory_equal(a.state, expected, n_q * ATTEND_STATE(64) * sizeof(float));
+        }
+    }
+}
+#endif
 
 static void exp_is_exp(void **state)
 {
@@ -700,6 +786,11 @@ int main(void)
         cmocka_unit_test(silu_rope_and_halves_give_the_same_bits),
         cmocka_unit_test(attend_gives_the_same_bits),
         cmocka_unit_test(attend_is_softmax_times_values),
+#if defined(HAVE_SIMDE)
+        cmocka_unit_test(prompts_attend_in_the_order_of_avx512),
+#endif
+        cmocka_unit_test(prompts_attend_in_bf16),
+        cmocka_unit_test(a_query_of_a_prompt_does_not_depend_on_the_others),
         cmocka_unit_test(exp_is_exp),
         cmocka_unit_test(select_refuses_an_unknown_name),
     };

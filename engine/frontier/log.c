@@ -292,39 +292,36 @@ static int append_line(struct frontier_log *log, struct buf *line, struct error 
     return fsync(log->fd) && errno != EINVAL ? io_error(log, err) : 0;
 }
 
-int frontier_log_put_held(struct frontier_log *log, const struct frontier_point *point,
-                          const struct frontier_quality *quality, struct error *err)
+/* Of the documents, else of the calibration held back. */
+static int put_measured(struct frontier_log *log, const struct frontier_point *point, bool is_eval,
+                        const struct frontier_quality *quality, struct error *err)
 {
     _cleanup_buf_ struct buf line = {0};
     struct frontier_row *row = row_of(log, point, err);
     if (!row)
         return -ERROR_MEMORY;
     begin_line(log, point, &line);
-    put_quality(&line, "held", quality);
+    if (is_eval)
+        buf_printf(&line, ",\"evaluation\":\"%016" PRIx64 "\"", log->key.evaluation);
+    put_quality(&line, is_eval ? "eval" : "held", quality);
     int rc = append_line(log, &line, err);
     if (rc)
         return rc;
-    row->held = *quality;
-    row->has_held = true;
+    *(is_eval ? &row->eval : &row->held) = *quality;
+    *(is_eval ? &row->has_eval : &row->has_held) = true;
     return 0;
+}
+
+int frontier_log_put_held(struct frontier_log *log, const struct frontier_point *point,
+                          const struct frontier_quality *quality, struct error *err)
+{
+    return put_measured(log, point, false, quality, err);
 }
 
 int frontier_log_put_eval(struct frontier_log *log, const struct frontier_point *point,
                           const struct frontier_quality *quality, struct error *err)
 {
-    _cleanup_buf_ struct buf line = {0};
-    struct frontier_row *row = row_of(log, point, err);
-    if (!row)
-        return -ERROR_MEMORY;
-    begin_line(log, point, &line);
-    buf_printf(&line, ",\"evaluation\":\"%016" PRIx64 "\"", log->key.evaluation);
-    put_quality(&line, "eval", quality);
-    int rc = append_line(log, &line, err);
-    if (rc)
-        return rc;
-    row->eval = *quality;
-    row->has_eval = true;
-    return 0;
+    return put_measured(log, point, true, quality, err);
 }
 
 static void put_speed(struct buf *out, const struct frontier_speed *speed)

@@ -170,16 +170,11 @@ static struct limit limit_of(const struct call *call, const struct work *w, cons
     };
 }
 
-static void show_progress(void *user, const char *what, double share)
-{
-    cli_progress_show(user, what, share);
-}
-
 static int open_engine(struct call *call, struct engine **ret_engine, struct error *err)
 {
     struct engine_options options;
     cli_engine_options(&call->settings, &options);
-    options.progress = show_progress;
+    options.progress = cli_progress_call;
     options.progress_user = &call->progress;
     return engine_open(&options, ret_engine, err);
 }
@@ -295,59 +290,55 @@ static void put_result_json(struct buf *out, const struct result *r)
                share(r), r->limit.tok_s, r->limit.binds);
 }
 
-static int print_json(const struct call *call, const struct report *report, struct error *err)
+static void put_json(struct buf *out, const struct call *call, const struct report *report)
 {
-    _cleanup_buf_ struct buf out = {0};
-    put_machine_json(&out, call, report->info.kernels);
-    buf_printf(&out, ",\"prefill\":{\"tokens\":%d,", PREFILL_TOKENS);
-    put_result_json(&out, &report->prefill);
-    buf_append_str(&out, "},\"decode\":[");
+    put_machine_json(out, call, report->info.kernels);
+    buf_printf(out, ",\"prefill\":{\"tokens\":%d,", PREFILL_TOKENS);
+    put_result_json(out, &report->prefill);
+    buf_append_str(out, "},\"decode\":[");
     for (size_t i = 0; i < report->n_decode; i++) {
         const struct result *r = &report->decode[i];
-        buf_printf(&out, "%s{\"model\":\"%s\",\"batch\":%u,", i ? "," : "", r->model, r->batch);
-        put_result_json(&out, r);
-        buf_append_str(&out, "}");
+        buf_printf(out, "%s{\"model\":\"%s\",\"batch\":%u,", i ? "," : "", r->model, r->batch);
+        put_result_json(out, r);
+        buf_append_str(out, "}");
     }
-    buf_append_str(&out, "]}\n");
-    if (out.failed)
-        return error_memory(err, "report", out.len);
-    fwrite(out.data, 1, out.len, stdout);
-    return 0;
+    buf_append_str(out, "]}\n");
 }
 
-static void print_peak(const char *name, const char *unit, const struct peak *peak)
+static void put_peak_text(struct buf *out, const char *name, const char *unit,
+                          const struct peak *peak)
 {
     if (peak->gops > 0)
-        printf("  %-6s %8.0f %s  %s\n", name, peak->gops, unit, peak->with);
+        buf_printf(out, "  %-6s %8.0f %s  %s\n", name, peak->gops, unit, peak->with);
 }
 
-static void print_result(const char *stage, const struct result *r)
+static void put_result_text(struct buf *out, const char *stage, const struct result *r)
 {
-    printf("  %-28s %9.1f tokens/s  %5.1f %% of %.0f, which %s allows\n", stage, r->tok_s,
-           100 * share(r), r->limit.tok_s, r->limit.binds);
+    buf_printf(out, "  %-28s %9.1f tokens/s  %5.1f %% of %.0f, which %s allows\n", stage, r->tok_s,
+               100 * share(r), r->limit.tok_s, r->limit.binds);
 }
 
-static void print_text(const struct call *call, const struct report *report)
+static void put_text(struct buf *out, const struct call *call, const struct report *report)
 {
     const struct peaks *p = &call->peaks;
-    printf("machine: %u threads, kernels %s\n", p->n_threads, report->info.kernels);
-    print_peak("int8", "GOP/s  ", &p->int8);
-    print_peak("int4", "GOP/s  ", &p->int4);
-    print_peak("int16", "GOP/s  ", &p->int16);
-    print_peak("fp32", "GFLOP/s", &p->fp32);
-    print_peak("bf16", "GFLOP/s", &p->bf16);
+    buf_printf(out, "machine: %u threads, kernels %s\n", p->n_threads, report->info.kernels);
+    put_peak_text(out, "int8", "GOP/s  ", &p->int8);
+    put_peak_text(out, "int4", "GOP/s  ", &p->int4);
+    put_peak_text(out, "int16", "GOP/s  ", &p->int16);
+    put_peak_text(out, "fp32", "GFLOP/s", &p->fp32);
+    put_peak_text(out, "bf16", "GFLOP/s", &p->bf16);
     if (p->l3_gbs > 0)
-        printf("  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
-               (double)p->l3_bytes / (1 << 20));
-    printf("  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
-    printf("engine: activations of 12 bits, a product with them counts as two of int8%s\n",
-           report->info.prompts_in_bf16 ? "; prompts in bf16" : "");
-    print_result("prefill 512, full", &report->prefill);
+        buf_printf(out, "  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
+                   (double)p->l3_bytes / (1 << 20));
+    buf_printf(out, "  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
+    buf_printf(out, "engine: activations of 12 bits, a product with them counts as two of int8%s\n",
+               report->info.prompts_in_bf16 ? "; prompts in bf16" : "");
+    put_result_text(out, "prefill 512, full", &report->prefill);
     for (size_t i = 0; i < report->n_decode; i++) {
         char stage[48];
         snprintf(stage, sizeof(stage), "decode %u, %s", report->decode[i].batch,
                  report->decode[i].model);
-        print_result(stage, &report->decode[i]);
+        put_result_text(out, stage, &report->decode[i]);
     }
 }
 
@@ -355,6 +346,7 @@ static int run(struct call *call, struct error *err)
 {
     struct engine *engine = NULL;
     struct report report = {0};
+    _cleanup_buf_ struct buf out = {0};
     cli_progress_show(&call->progress, "peaks", 0);
     int rc = peaks_measure(system_cpu_count(), &call->peaks, err);
     if (rc == 0)
@@ -363,11 +355,11 @@ static int run(struct call *call, struct error *err)
         rc = measure_all(call, engine, &report, err);
     cli_progress_done(&call->progress);
     if (rc == 0 && call->json)
-        rc = print_json(call, &report, err);
+        put_json(&out, call, &report);
     else if (rc == 0)
-        print_text(call, &report);
-    if ((fflush(stdout) != 0 || ferror(stdout)) && rc == 0)
-        rc = error_set(err, ERROR_IO, "standard output: cannot write");
+        put_text(&out, call, &report);
+    if (rc == 0)
+        rc = cli_print(&out, err);
     engine_close(engine);
     return rc;
 }
@@ -379,13 +371,13 @@ int cli_bench(int argc, char **argv)
 
     if (settings_init(&call.settings, &err) < 0) {
         settings_free(&call.settings);
-        return cli_fail("bench", CLI_FAILED, "%s", err.message);
+        return cli_fail_with("bench", &err);
     }
     int code = parse(&call, argc, argv);
     if (code == CLI_HELP_SHOWN)
         code = CLI_DONE;
     else if (code == CLI_DONE && run(&call, &err) < 0)
-        code = cli_fail("bench", CLI_FAILED, "%s", err.message);
+        code = cli_fail_with("bench", &err);
     settings_free(&call.settings);
     return code;
 }

@@ -5,6 +5,7 @@
 #include "engine/base/mem.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 struct chat {
@@ -99,7 +100,7 @@ static int take_output(struct chat_list *list, const struct engine_output *outpu
 }
 
 /* All that are done, up to the first that is not. */
-static int print_done(const struct chats *chats, struct chat_list *list, struct error *err)
+static int print_done(struct chat_list *list, struct error *err)
 {
     for (; list->n_printed < list->n && list->items[list->n_printed].done; list->n_printed++) {
         struct chat *chat = &list->items[list->n_printed];
@@ -109,10 +110,9 @@ static int print_done(const struct chats *chats, struct chat_list *list, struct 
         buf_append_str(&row, "},{\"role\":\"assistant\",\"content\":");
         cli_json_string(&row, chat->answer.data, chat->answer.len);
         buf_append_str(&row, "}]}\n");
-        if (row.failed)
-            return error_memory(err, "answer", row.len);
-        if (fwrite(row.data, 1, row.len, chats->out) != row.len)
-            return error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
+        int rc = cli_print(&row, err);
+        if (rc)
+            return rc;
         buf_free(&chat->answer);
     }
     return 0;
@@ -130,7 +130,7 @@ int chats_run(const struct chats *chats, struct engine *engine, struct error *er
             continue;
         rc = take_output(&list, output, err);
         if (rc == 0 && output->done) {
-            rc = print_done(chats, &list, err);
+            rc = print_done(&list, err);
             chats->progress(chats->user, "answers", (double)list.n_done / (double)list.n);
         }
     }

@@ -6,20 +6,17 @@
 
 #include "engine/engine.h"
 
-#include <stdio.h>
-
 #define CHATS_AT_ONCE 16
 
 struct chats {
     const char *path; /* one question a line; empty lines are skipped */
     /* Of every answer, but messages, user and seed; the answer to line i of n has seed + i. */
     struct engine_request request;
-    FILE *out;
     void (*progress)(void *user, const char *what, double share);
     void *user;
 };
 
-/* Rows in the order of the questions, the same for any batch. */
+/* Rows on stdout, in the order of the questions, the same for any batch. */
 int chats_run(const struct chats *chats, struct engine *engine, struct error *err);
 
 #endif

@@ -82,12 +82,21 @@ int cli_parse(const struct cli_command *command, int argc, char **argv);
 /* "overfill NAME: MESSAGE" on stderr; returns the code, so that a command can return it. */
 __attribute__((format(printf, 3, 4))) int cli_fail(const char *command, int code, const char *fmt,
                                                    ...);
+/* The same with an error's message: CLI_WRONG_CALL for ERROR_INVALID, else CLI_FAILED. */
+int cli_fail_with(const char *command, const struct error *err);
 
 /* What the settings ask of the engine; the result points into them. */
 void cli_engine_options(const struct settings *settings, struct engine_options *ret_options);
 
 /* JSON text of a string, quotes included. Bytes that are no UTF-8 become U+FFFD. */
 void cli_json_string(struct buf *out, const char *text, size_t len);
+/* "NAME":VALUE, the value alone where name is NULL. One that is not finite, for which JSON has no
+ * word, is null. */
+void cli_json_number(struct buf *out, const char *name, double value);
+
+/* Writes what `out` holds to stdout, all the way, and empties it. ERROR_MEMORY: not all of it came
+ * into `out`. ERROR_IO: stdout did not take it. */
+int cli_print(struct buf *out, struct error *err);
 
 /* For commands that prune, before anything else: begins the program again with OpenBLAS's kernels
  * for this CPU where the library does not know it, and goes on with those it has where that cannot
@@ -103,6 +112,8 @@ struct cli_progress {
     bool line_open;
 };
 void cli_progress_show(struct cli_progress *progress, const char *what, double share);
+/* The same for those who take a callback. */
+void cli_progress_call(void *progress, const char *what, double share);
 void cli_progress_done(struct cli_progress *progress);
 /* A line on stderr in between. */
 __attribute__((format(printf, 2, 3))) void cli_progress_say(struct cli_progress *progress,

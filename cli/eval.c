@@ -4,7 +4,6 @@
 
 #include "cli/cli.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -84,16 +83,6 @@ static int parse(struct call *call, int argc, char **argv)
     return status == CLI_DONE ? check(call) : status;
 }
 
-/* "NAME":VALUE; JSON has no infinity, which the perplexity of noise reaches. */
-static void put_number(const char *name, double value, struct buf *out)
-{
-    buf_printf(out, "\"%s\":", name);
-    if (isfinite(value))
-        buf_printf(out, "%.9g", value);
-    else
-        buf_append_str(out, "null");
-}
-
 static void put_interval(const struct eval_metric *metric, struct buf *out)
 {
     if (isfinite(metric->low) && isfinite(metric->high))
@@ -112,7 +101,7 @@ static void put_rows(const struct eval_report *r, struct buf *out)
             if (r->metrics[m].exp_of >= 0)
                 continue;
             buf_append_str(out, ",");
-            put_number(r->metrics[m].name, r->values[i * EVAL_MAX_METRICS + m], out);
+            cli_json_number(out, r->metrics[m].name, r->values[i * EVAL_MAX_METRICS + m]);
         }
         buf_append_str(out, "}");
     }
@@ -125,11 +114,11 @@ static void put_buckets(const struct eval_report *r, struct buf *out)
     for (size_t i = 0; i < r->n_buckets; i++) {
         const struct eval_bucket *b = &r->buckets[i];
         buf_printf(out, "%s{\"begin\":%u,\"end\":%u,", i ? "," : "", b->begin, b->end);
-        put_number("nll", b->nll, out);
+        cli_json_number(out, "nll", b->nll);
         buf_append_str(out, ",");
-        put_number("kl", b->kl, out);
+        cli_json_number(out, "kl", b->kl);
         buf_append_str(out, ",");
-        put_number("agree", b->agree, out);
+        cli_json_number(out, "agree", b->agree);
         buf_append_str(out, "}");
     }
     buf_append_str(out, "]");
@@ -140,7 +129,7 @@ static void put_metrics(const struct eval_report *r, struct buf *out)
     buf_append_str(out, "\"metric\":{");
     for (size_t m = 0; m < r->n_metrics; m++) {
         buf_append_str(out, m ? "," : "");
-        put_number(r->metrics[m].name, r->metrics[m].value, out);
+        cli_json_number(out, r->metrics[m].name, r->metrics[m].value);
     }
     buf_append_str(out, "},\"ci95\":{");
     for (size_t m = 0; m < r->n_metrics; m++) {
@@ -186,11 +175,6 @@ static void put_text(const struct call *call, const struct eval_report *r, struc
                    r->n_too_short, r->n_of_same_article);
 }
 
-static void show_progress(void *user, const char *what, double share)
-{
-    cli_progress_show(user, what, share);
-}
-
 static int run(struct call *call, struct error *err)
 {
     struct eval_report report;
@@ -198,7 +182,7 @@ static int run(struct call *call, struct error *err)
     struct eval_options *eval = &call->eval;
 
     cli_engine_options(&call->settings, &eval->engine);
-    eval->progress = eval->engine.progress = show_progress;
+    eval->progress = eval->engine.progress = cli_progress_call;
     eval->progress_user = eval->engine.progress_user = &call->progress;
     int rc = eval_run(eval, &report, err);
     cli_progress_done(&call->progress);
@@ -209,12 +193,7 @@ static int run(struct call *call, struct error *err)
     else
         put_text(call, &report, &out);
     eval_report_free(&report);
-    if (out.failed)
-        return error_memory(err, "report", out.len);
-    fwrite(out.data, 1, out.len, stdout);
-    if (fflush(stdout) != 0 || ferror(stdout))
-        return error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
-    return 0;
+    return cli_print(&out, err);
 }
 
 int cli_eval(int argc, char **argv)
@@ -224,14 +203,13 @@ int cli_eval(int argc, char **argv)
 
     if (settings_init(&call.settings, &err) < 0) {
         settings_free(&call.settings);
-        return cli_fail("eval", CLI_FAILED, "%s", err.message);
+        return cli_fail_with("eval", &err);
     }
     int code = parse(&call, argc, argv);
     if (code == CLI_HELP_SHOWN)
         code = CLI_DONE;
     else if (code == CLI_DONE && run(&call, &err) < 0)
-        code = cli_fail("eval", err.code == ERROR_INVALID ? CLI_WRONG_CALL : CLI_FAILED, "%s",
-                        err.message);
+        code = cli_fail_with("eval", &err);
     settings_free(&call.settings);
     return code;
 }

@@ -536,14 +536,13 @@ int cli_frontier(int argc, char **argv)
     cli_restart_for_blas(argc, argv);
     if (settings_init(&call.settings, &err) < 0) {
         settings_free(&call.settings);
-        return cli_fail("frontier", CLI_FAILED, "%s", err.message);
+        return cli_fail_with("frontier", &err);
     }
     int code = parse(&call, argc, argv);
     if (code == CLI_HELP_SHOWN)
         code = CLI_DONE;
     else if (code == CLI_DONE && run(&call, &err) < 0)
-        code = cli_fail("frontier", err.code == ERROR_INVALID ? CLI_WRONG_CALL : CLI_FAILED, "%s",
-                        err.message);
+        code = cli_fail_with("frontier", &err);
     settings_free(&call.settings);
     return code;
 }

@@ -146,14 +146,10 @@ static void put_text(const struct frontier_result *r, const struct table *t, str
     buf_printf(out, "%s/frontier.svg is the picture\n", r->folder);
 }
 
-/* JSON has no NAN. */
 static void put_number(const char *name, double value, struct buf *out)
 {
-    buf_printf(out, "\"%s\":", name);
-    if (isfinite(value))
-        buf_printf(out, "%.9g,", value);
-    else
-        buf_append_str(out, "null,");
+    cli_json_number(out, name, value);
+    buf_append_str(out, ",");
 }
 
 static void put_speed(const struct frontier_speed *s, struct buf *out)
@@ -277,12 +273,5 @@ int frontier_report(const struct frontier_result *result, bool json, struct erro
     else if (rc == 0)
         put_text(result, &table, &out);
     table_free(&table);
-    if (rc)
-        return rc;
-    if (out.failed)
-        return error_memory(err, "report", out.len);
-    fwrite(out.data, 1, out.len, stdout);
-    if (fflush(stdout) != 0 || ferror(stdout))
-        return error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
-    return 0;
+    return rc ? rc : cli_print(&out, err);
 }

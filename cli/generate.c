@@ -7,7 +7,6 @@
 #include "engine/engine.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -124,17 +123,12 @@ static int read_input(struct call *call, struct error *err)
     return call->input.failed ? error_memory(err, "prompt", call->input.len) : 0;
 }
 
-static void show_progress(void *user, const char *what, double share)
-{
-    cli_progress_show(user, what, share);
-}
-
 static int open_engine(struct call *call, struct engine **ret_engine, struct error *err)
 {
     struct engine_options options;
 
     cli_engine_options(&call->settings, &options);
-    options.progress = show_progress;
+    options.progress = cli_progress_call;
     options.progress_user = &call->progress;
     options.max_sequences = call->questions ? CHATS_AT_ONCE : 1;
     int status = engine_open(&options, ret_engine, err);
@@ -190,13 +184,17 @@ static void append_id(struct buf *list, int32_t id)
 static void append_top(struct buf *list, const struct token_logprob *top, uint32_t n)
 {
     buf_append_str(list, list->len ? ",[" : "[");
-    for (uint32_t i = 0; i < n; i++)
-        buf_printf(list, "%s[%d,%.9g]", i ? "," : "", top[i].token, (double)top[i].logprob);
+    for (uint32_t i = 0; i < n; i++) {
+        buf_printf(list, "%s[%d,", i ? "," : "", top[i].token);
+        cli_json_number(list, NULL, (double)top[i].logprob);
+        buf_append_str(list, "]");
+    }
     buf_append_str(list, "]");
 }
 
-static void take_output(const struct call *call, const struct engine_output *output,
-                        struct answer *answer)
+/* Keeps the text for print_json, or prints it. */
+static int take_output(const struct call *call, const struct engine_output *output,
+                       struct answer *answer, struct error *err)
 {
     for (uint32_t i = 0; output->prompt_ids && i < output->usage.prompt_tokens; i++)
         append_id(&answer->prompt_ids, output->prompt_ids[i]);
@@ -210,14 +208,10 @@ static void take_output(const struct call *call, const struct engine_output *out
         }
         if (token->finish != FINISH_NONE)
             answer->finish = token->finish;
-        if (call->json)
-            buf_append(&answer->text, text, token->text_len);
-        else
-            fwrite(text, 1, token->text_len, stdout);
+        buf_append(&answer->text, text, token->text_len);
     }
-    if (!call->json)
-        fflush(stdout);
     answer->usage = output->usage;
+    return call->json ? 0 : cli_print(&answer->text, err);
 }
 
 /* Until the request is done; its failure becomes ours. */
@@ -228,7 +222,9 @@ static int collect(const struct call *call, struct engine *engine, struct answer
         const struct engine_output *output = engine_wait(engine, -1);
         if (!output)
             continue;
-        take_output(call, output, answer);
+        int status = take_output(call, output, answer, err);
+        if (status < 0)
+            return status;
         if (output->done && output->error) {
             *err = *output->error;
             return -(int)err->code;
@@ -258,8 +254,7 @@ static double prefill_rate(const struct engine_usage *usage)
 static int print_json(const struct call *call, const struct answer *answer, struct error *err)
 {
     _cleanup_buf_ struct buf out = {0};
-    const struct buf *parts[] = {&answer->prompt_ids, &answer->ids, &answer->top, &answer->text,
-                                 &out};
+    const struct buf *parts[] = {&answer->prompt_ids, &answer->ids, &answer->top, &answer->text};
 
     buf_printf(&out, "{\"prompt_tokens\":[%s],\"tokens\":[%s],\"text\":",
                answer->prompt_ids.len ? answer->prompt_ids.data : "",
@@ -276,8 +271,7 @@ static int print_json(const struct call *call, const struct answer *answer, stru
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
         if (parts[i]->failed)
             return error_memory(err, "answer", parts[i]->len);
-    fwrite(out.data, 1, out.len, stdout);
-    return 0;
+    return cli_print(&out, err);
 }
 
 static void print_summary(const struct answer *answer)
@@ -292,6 +286,12 @@ static void print_summary(const struct answer *answer)
             answer->finish == FINISH_LENGTH ? "length" : "stop");
 }
 
+static int end_line(struct answer *answer, struct error *err)
+{
+    buf_append_str(&answer->text, "\n");
+    return cli_print(&answer->text, err);
+}
+
 static int answer_one(struct call *call, struct engine *engine, struct error *err)
 {
     struct answer answer = {.finish = FINISH_STOP};
@@ -301,7 +301,7 @@ static int answer_one(struct call *call, struct engine *engine, struct error *er
     if (status == 0 && call->json)
         status = print_json(call, &answer, err);
     else if (status == 0)
-        putchar('\n');
+        status = end_line(&answer, err);
     if (status == 0)
         print_summary(&answer);
     answer_free(&answer);
@@ -314,8 +314,7 @@ static int answer_questions(struct call *call, struct engine *engine, struct err
     const struct chats chats = {
         .path = call->questions,
         .request = request_of(call, stops),
-        .out = stdout,
-        .progress = show_progress,
+        .progress = cli_progress_call,
         .user = &call->progress,
     };
     int status = chats_run(&chats, engine, err);
@@ -333,8 +332,6 @@ static int run(struct call *call, struct error *err)
     if ((status = open_engine(call, &engine, err)) < 0)
         return status;
     status = call->questions ? answer_questions(call, engine, err) : answer_one(call, engine, err);
-    if ((fflush(stdout) != 0 || ferror(stdout)) && status == 0)
-        status = error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
     engine_close(engine);
     return status;
 }
@@ -346,13 +343,13 @@ int cli_generate(int argc, char **argv)
 
     if (settings_init(&call.settings, &err) < 0) {
         call_free(&call);
-        return cli_fail("generate", CLI_FAILED, "%s", err.message);
+        return cli_fail_with("generate", &err);
     }
     int code = parse(&call, argc, argv);
     if (code == CLI_HELP_SHOWN)
         code = CLI_DONE;
     else if (code == CLI_DONE && run(&call, &err) < 0)
-        code = cli_fail("generate", CLI_FAILED, "%s", err.message);
+        code = cli_fail_with("generate", &err);
     call_free(&call);
     return code;
 }

@@ -385,12 +385,8 @@ int cli_inspect(int argc, char **argv)
         s.n_params = s.model ? model_file_n_params(s.model) : 0;
         rc = json ? put_json(&out, &s, &err) : put_text(&out, &s, &err);
     }
-    if (rc == 0 && out.failed)
-        rc = error_memory(&err, "output", out.len);
     subject_close(&s);
-    if (rc)
-        return cli_fail("inspect", CLI_FAILED, "%s", err.message);
-    if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout))
-        return cli_fail("inspect", CLI_FAILED, "cannot write to stdout");
-    return CLI_DONE;
+    if (rc == 0)
+        rc = cli_print(&out, &err);
+    return rc ? cli_fail_with("inspect", &err) : CLI_DONE;
 }

@@ -20,6 +20,12 @@ int cli_fail(const char *command, int code, const char *fmt, ...)
     return code;
 }
 
+int cli_fail_with(const char *command, const struct error *err)
+{
+    return cli_fail(command, err->code == ERROR_INVALID ? CLI_WRONG_CALL : CLI_FAILED, "%s",
+                    err->message);
+}
+
 static void print_help(const struct cli_command *command)
 {
     _cleanup_buf_ struct buf out = {0};

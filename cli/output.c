@@ -1,7 +1,9 @@
-/* What subcommands write: JSON strings on stdout, progress on stderr. */
+/* What subcommands write: results on stdout, progress on stderr. */
 #include "cli/cli.h"
 #include "engine/base/system.h"
 
+#include <errno.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,6 +48,26 @@ void cli_json_string(struct buf *out, const char *text, size_t len)
         i += n ? n : 1;
     }
     buf_append_str(out, "\"");
+}
+
+void cli_json_number(struct buf *out, const char *name, double value)
+{
+    if (name)
+        buf_printf(out, "\"%s\":", name);
+    if (isfinite(value))
+        buf_printf(out, "%.9g", value);
+    else
+        buf_append_str(out, "null");
+}
+
+int cli_print(struct buf *out, struct error *err)
+{
+    if (out->failed)
+        return error_memory(err, "output", out->len);
+    if ((out->len && fwrite(out->data, 1, out->len, stdout) != out->len) || fflush(stdout) != 0)
+        return error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
+    buf_clear(out);
+    return 0;
 }
 
 #define TERMINAL_INTERVAL_NS 100000000u /* 0.1 s */
@@ -108,4 +130,9 @@ void cli_progress_show(struct cli_progress *progress, const char *what, double s
     } else {
         fprintf(stderr, "%s: %.0f %%, %.0f s left\n", what, share * 100, left_s);
     }
+}
+
+void cli_progress_call(void *progress, const char *what, double share)
+{
+    cli_progress_show(progress, what, share);
 }

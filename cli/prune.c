@@ -7,11 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static void show_progress(void *user, const char *what, double share)
-{
-    cli_progress_show(user, what, share);
-}
-
 /* "q8_0", "bf16", ... or NULL to keep. Says what is wrong. */
 static int parse_type(const char *option, const char *name, int *ret_type)
 {
@@ -44,11 +39,19 @@ static void say_types(const struct prune_options *prune, const struct prune_repo
     }
 }
 
+static int print_version(void)
+{
+    _cleanup_buf_ struct buf out = {0};
+    struct error err;
+    buf_printf(&out, "%u\n", PRUNER_VERSION);
+    return cli_print(&out, &err) ? cli_fail_with("prune", &err) : CLI_DONE;
+}
+
 int cli_prune(int argc, char **argv)
 {
     cli_restart_for_blas(argc, argv);
     struct cli_progress progress = {0};
-    struct prune_options prune = {.progress = show_progress, .user = &progress};
+    struct prune_options prune = {.progress = cli_progress_call, .user = &progress};
     struct prune_report report;
     struct error err = {0};
     const char *method = "reconstruct";
@@ -105,10 +108,8 @@ int cli_prune(int argc, char **argv)
     int status = cli_parse(&command, argc, argv);
     if (status != CLI_DONE)
         return status == CLI_HELP_SHOWN ? CLI_DONE : status;
-    if (wants_version) {
-        printf("%u\n", PRUNER_VERSION);
-        return CLI_DONE;
-    }
+    if (wants_version)
+        return print_version();
     if (!prune.model_path)
         return cli_fail("prune", CLI_WRONG_CALL, "--model: missing");
     if (!prune.out_path)
@@ -128,8 +129,7 @@ int cli_prune(int argc, char **argv)
     int rc = prune_run(&prune, &report, &err);
     cli_progress_done(&progress);
     if (rc)
-        return cli_fail("prune", err.code == ERROR_INVALID ? CLI_WRONG_CALL : CLI_FAILED, "%s",
-                        err.message);
+        return cli_fail_with("prune", &err);
     fprintf(stderr,
             "%s: hidden %u of %u (%.1f %% of its energy), MLP %u of %u (%.1f %%), %zu calibration "
             "tokens, %.1f MB, %.1f s\n",

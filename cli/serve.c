@@ -247,12 +247,10 @@ static int run(const struct settings *settings, struct error *err)
 static int print_config(const struct settings *settings)
 {
     _cleanup_buf_ struct buf out = {0};
+    struct error err;
 
     settings_print(settings, &out);
-    if (out.failed)
-        return cli_fail("serve", CLI_FAILED, "out of memory: settings");
-    fputs(out.data, stdout);
-    return CLI_DONE;
+    return cli_print(&out, &err) ? cli_fail_with("serve", &err) : CLI_DONE;
 }
 
 static int serve(struct settings *settings, int argc, char **argv)

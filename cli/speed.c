@@ -8,29 +8,34 @@ uint32_t speed_answer_tokens(uint32_t batch)
     return batch <= 4 ? 64 : batch <= 16 ? 32 : 16;
 }
 
-/* One request: a random prompt, n answers of n_tokens each. */
-static int run_request(struct speed *speed, struct engine *engine, uint32_t n_prompt, uint32_t n,
-                       uint32_t n_tokens, enum decode_mode decode, struct engine_usage *ret_usage,
-                       struct error *err)
+/* One request, a random prompt and n answers of n_tokens each, and which part of it counts. */
+struct stage {
+    uint32_t n_prompt, n, n_tokens;
+    enum decode_mode decode;
+    bool is_prefill; /* else what comes behind the first tokens */
+};
+
+static int run_request(struct speed *speed, struct engine *engine, const struct stage *stage,
+                       struct engine_usage *ret_usage, struct error *err)
 {
     struct engine_info info;
     int32_t prompt[SPEED_MOST_PROMPT];
     uint64_t id;
 
     engine_get_info(engine, &info);
-    for (uint32_t i = 0; i < n_prompt; i++) {
+    for (uint32_t i = 0; i < stage->n_prompt; i++) {
         speed->random = speed->random * 1664525u + 1013904223u;
         prompt[i] = (int32_t)((speed->random >> 8) % info.vocab_size);
     }
     const struct engine_request request = {
         .tokens = prompt,
-        .n_tokens = n_prompt,
-        .n = n,
-        .max_tokens = n_tokens,
+        .n_tokens = stage->n_prompt,
+        .n = stage->n,
+        .max_tokens = stage->n_tokens,
         .ignore_eos = true,
         .sampling = SAMPLING_DEFAULTS,
         .n_logprobs = -1,
-        .decode = decode,
+        .decode = stage->decode,
     };
     struct engine_request greedy = request;
     greedy.sampling.temperature = 0;
@@ -49,6 +54,11 @@ static int run_request(struct speed *speed, struct engine *engine, uint32_t n_pr
     return rc;
 }
 
+static double per_second(uint32_t n_tokens, double ms)
+{
+    return ms > 0 ? n_tokens * 1000.0 / ms : 0;
+}
+
 static int compare_doubles(const void *a, const void *b)
 {
     double x = *(const double *)a;
@@ -63,37 +73,41 @@ static double median(double *values, size_t n)
 }
 
 /* The first run warms up and does not count. */
-int speed_prefill(struct speed *speed, struct engine *engine, uint32_t n_prompt, double *ret_tok_s,
-                  struct error *err)
+static int measure(struct speed *speed, struct engine *engine, const struct stage *stage,
+                   double *ret_tok_s, struct error *err)
 {
     double rates[SPEED_MOST_RUNS];
     for (uint32_t run = 0; run <= speed->n_runs; run++) {
         struct engine_usage usage = {0};
-        int rc = run_request(speed, engine, n_prompt, 1, 1, DECODE_FULL, &usage, err);
+        int rc = run_request(speed, engine, stage, &usage, err);
         if (rc)
             return rc;
-        uint32_t n = usage.prompt_tokens - usage.cached_tokens;
         if (run)
-            rates[run - 1] = usage.prefill_ms > 0 ? n * 1000.0 / usage.prefill_ms : 0;
+            rates[run - 1] =
+                stage->is_prefill
+                    ? per_second(usage.prompt_tokens - usage.cached_tokens, usage.prefill_ms)
+                    : per_second(usage.completion_tokens - stage->n, usage.decode_ms);
     }
     *ret_tok_s = median(rates, speed->n_runs);
     return 0;
 }
 
+int speed_prefill(struct speed *speed, struct engine *engine, uint32_t n_prompt, double *ret_tok_s,
+                  struct error *err)
+{
+    const struct stage stage = {
+        .n_prompt = n_prompt, .n = 1, .n_tokens = 1, .decode = DECODE_FULL, .is_prefill = true};
+    return measure(speed, engine, &stage, ret_tok_s, err);
+}
+
 int speed_decode(struct speed *speed, struct engine *engine, uint32_t batch, enum decode_mode mode,
                  double *ret_tok_s, struct error *err)
 {
-    double rates[SPEED_MOST_RUNS];
-    for (uint32_t run = 0; run <= speed->n_runs; run++) {
-        struct engine_usage usage = {0};
-        int rc = run_request(speed, engine, SPEED_DECODE_PROMPT, batch, speed_answer_tokens(batch),
-                             mode, &usage, err);
-        if (rc)
-            return rc;
-        uint32_t n = usage.completion_tokens - batch;
-        if (run)
-            rates[run - 1] = usage.decode_ms > 0 ? n * 1000.0 / usage.decode_ms : 0;
-    }
-    *ret_tok_s = median(rates, speed->n_runs);
-    return 0;
+    const struct stage stage = {
+        .n_prompt = SPEED_DECODE_PROMPT,
+        .n = batch,
+        .n_tokens = speed_answer_tokens(batch),
+        .decode = mode,
+    };
+    return measure(speed, engine, &stage, ret_tok_s, err);
 }

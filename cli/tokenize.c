@@ -4,7 +4,6 @@
 #include "engine/model/model_file.h"
 #include "engine/prune/corpus.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,18 +21,13 @@ static int print_document(void *user, const struct token_list *ids, size_t n_pro
     *ret_enough = out->n_tokens >= out->most;
     if (*ret_enough || !ids->n)
         return 0;
-    out->line.len = 0;
     buf_printf(&out->line, "{\"prompt\": %zu, \"tokens\": [", n_prompt);
     for (size_t i = 0; i < ids->n; i++)
         buf_printf(&out->line, i ? ", %" PRId32 : "%" PRId32, ids->ids[i]);
     buf_append_str(&out->line, "]}\n");
-    if (out->line.failed)
-        return error_memory(err, "a line of output", ids->n * 8);
-    if (fwrite(out->line.data, 1, out->line.len, stdout) != out->line.len)
-        return error_set(err, ERROR_IO, "standard output: %s", strerror(errno));
     out->n_tokens += ids->n;
     *ret_enough = out->n_tokens >= out->most;
-    return 0;
+    return cli_print(&out->line, err);
 }
 
 static int print_files(const struct cli_strings *files, const struct corpus_text *how,
@@ -106,7 +100,5 @@ int cli_tokenize(int argc, char **argv)
     if (!data.n)
         return cli_fail("tokenize", CLI_WRONG_CALL, "--data: missing");
     int rc = run(model, template_name, &data, n_tokens ? n_tokens : SIZE_MAX, &err);
-    if (rc)
-        return cli_fail("tokenize", CLI_FAILED, "%s", err.message);
-    return CLI_DONE;
+    return rc ? cli_fail_with("tokenize", &err) : CLI_DONE;
 }

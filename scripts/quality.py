@@ -65,7 +65,7 @@ class Work:
 
     def __init__(self, args):
         self.model, self.shared, self.fresh, self.quick = args.model, args.shared, args.fresh, args.quick
-        self.scale = args.scale
+        self.scale, self.healed = args.scale, args.healed
         self.shipped, self.quickstart, self.own_text = args.shipped, args.quickstart, args.own_text.split()
         self.calibration_tokens = min(args.tokens, 16384) if args.quick else args.tokens
         self.folder = pathlib.Path(".cache/quality") / ("quick" if args.quick else "")
@@ -101,6 +101,25 @@ class Work:
         self.hashes[self.shipped] = hash_of(self.shipped)
         rounded = self.make_twin("twin-rounded", "rounded", None, ["--method", "minitron", "--type", SHIPPED_TYPE])
         return [{"path": self.shipped, "method": "shipped", "shape": self.shape_of(self.shipped)}, rounded]
+
+    def trained(self) -> list:
+        """The twins of --healed. One that was trained to read the prompt itself is measured so."""
+        found = []
+        for path in self.healed:
+            self.hashes[path] = hash_of(path)
+            said = json.loads(self.run(["inspect", path, "--json"])[0])
+            if "overfill.healed" not in said["metadata"]:
+                sys.exit(f"error: {path}: scripts/heal/run did not make it")
+            recipe = json.loads(said["metadata"]["overfill.healed"])
+            is_alone = recipe["condition"] == "alone"
+            twin = {"path": path, "system": "pruned" if is_alone else "overfill", "recipe": recipe,
+                    "method": f"trained{' alone' if is_alone else ''}, {recipe['objective']}",
+                    "start": said["metadata"].get("overfill.prune.method", "reconstruct"),
+                    "shape": [said["model"]["hidden"], said["model"]["mlp"]]}
+            if any((twin["method"], twin["shape"]) == (t["method"], t["shape"]) for t in found):
+                sys.exit(f"error: {path}: {twin['method']} at these widths is there already; one of each is expected")
+            found.append(twin)
+        return found
 
     def make_twin(self, name: str, method: str, calibration, options: list) -> dict:
         """calibration None: nothing is cut."""
@@ -156,14 +175,16 @@ def systems_of(twins: list, others: list) -> list:
     """(title, system, twin) in the order of the table."""
     found = [("full model", "full", None)]
     pairs = [(system, twin) for twin in twins for system in ("pruned", "overfill")]
-    for system, twin in pairs + [("overfill", twin) for twin in others]:
+    for system, twin in pairs + [(twin.get("system", "overfill"), twin) for twin in others]:
         found.append((f"{system} {'/'.join(map(str, twin['shape']))} {twin['method']}", system, twin))
     return found
 
 
 def run_table(work: Work, twins: list, others: list) -> list:
     rows = [{"title": title, "system": system, "method": twin and twin["method"], "shape": twin and twin["shape"],
-             "twin": twin and str(twin["path"]), "tasks": {}} for title, system, twin in systems_of(twins, others)]
+             "twin": twin and str(twin["path"]), "tasks": {},
+             **({k: twin[k] for k in ("recipe", "start")} if twin and "recipe" in twin else {})}
+            for title, system, twin in systems_of(twins, others)]
     for task in TASKS:
         full_rows = work.folder / "full-rows.bin"
         for row in rows:
@@ -176,8 +197,8 @@ def run_table(work: Work, twins: list, others: list) -> list:
     return rows
 
 
-def run_prompts(work: Work, twin: dict) -> list:
-    """What OverFill wins over the twin alone, by the length of the prompt."""
+def run_prompts(work: Work, twin: dict, others: list) -> list:
+    """What OverFill wins over the twin alone, by the length of the prompt; and what others reach as OverFill."""
     found = []
     for n_prompt in PROMPT_LENGTHS:
         task = Task(f"nll after {n_prompt}", "nll", TASKS[0].data, N_PROMPT_DOCUMENTS,
@@ -185,8 +206,10 @@ def run_prompts(work: Work, twin: dict) -> list:
         full_rows = work.folder / "full-rows.bin"
         pair = {system: work.evaluate(f"{system} {twin['method']}", task, system, twin["path"], (), full_rows)
                 for system in ("pruned", "overfill")}
+        beside = {other["method"]: work.evaluate(f"overfill {other['method']}", task, "overfill", other["path"], (),
+                                                 full_rows) for other in others}
         full_rows.unlink(missing_ok=True)
-        found.append({"prompt_tokens": n_prompt, **pair})
+        found.append({"prompt_tokens": n_prompt, **pair, "others": beside})
     return found
 
 
@@ -227,6 +250,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quickstart", nargs=3, required=True, help="hidden size, MLP size and type of its pruned twin")
     parser.add_argument("--own-text", required=True, help="options of the `overfill generate` that calibrates that twin")
     parser.add_argument("--shared", type=pathlib.Path, required=True)
+    parser.add_argument("--healed", type=pathlib.Path, nargs="+", default=[], help="twins of scripts/heal/run")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--scale", type=float, default=1)
     parser.add_argument("--tokens", type=int, default=CALIBRATION_TOKENS)
@@ -237,12 +261,14 @@ def parse() -> argparse.Namespace:
 
 def measure(work: Work):
     """What is known so far, again after each size: whoever stops has a document of the sizes that are done."""
-    twins, others = [], work.others()
+    twins, others, trained = [], work.others(), work.trained()
     for hidden, mlp in SIZES[:1] if work.quick else SIZES:
         twins += [work.twin(hidden, mlp, method) for method in METHODS]
-        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins, others)}
+        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins, others + trained)}
         if len(twins) == len(METHODS):
-            yield {"prompts": run_prompts(work, twins[METHODS.index("reconstruct")])}
+            first = twins[METHODS.index("reconstruct")]
+            shown = [t for t in trained if quality_report.is_shown(t, first["shape"])]
+            yield {"prompts": run_prompts(work, first, shown + others[:1] if shown else [])}
     if not work.quick:
         yield {"calibrations": run_calibrations(work)}
 

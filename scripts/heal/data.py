@@ -105,7 +105,7 @@ class Batches:
         if epoch == len(self.counts):
             self.counts.append(len(batches))
 
-    def _count(self, epoch):
+    def count(self, epoch):
         if epoch == len(self.counts):
             self._fill(epoch)
         return self.counts[epoch]
@@ -113,12 +113,18 @@ class Batches:
     def __getitem__(self, i):
         """Batch i of all, counted from the first epoch on."""
         epoch = 0
-        while i >= self._count(epoch):
+        while i >= self.count(epoch):
             i -= self.counts[epoch]
             epoch += 1
         if self.epoch != epoch:
             self._fill(epoch)
         return pad(self.batches[i])
+
+
+def hold_back(documents, n):
+    """(those to train on, about n that are not, half of all at the most)"""
+    spread = max(2, len(documents) // n)
+    return [d for i, d in enumerate(documents) if i % spread], documents[::spread]
 
 
 def held_batches(documents, options, n):

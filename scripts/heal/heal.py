@@ -231,9 +231,8 @@ def train(args):
     files.check_pair(full, start)
     trainer = Trainer(full, start, recipe, device, torch.bfloat16 if fast else torch.float32)
     documents = data.read_documents(args.data)
-    spread = max(2, len(documents) // HELD)
-    held = data.held_batches(documents[::spread], recipe["data"], HELD)
-    documents = [d for i, d in enumerate(documents) if i % spread]
+    documents, held = data.hold_back(documents, HELD)
+    held = data.held_batches(held, recipe["data"], HELD)
     batches = data.Batches(documents, recipe["data"], recipe["seed"])
     state = args.out + ".state"
     resumes = os.path.exists(state) and not args.fresh

@@ -15,6 +15,7 @@ import files
 import grid
 import heal
 import model as llama
+import scratch
 from conftest import HIDDEN, KV_HEADS, PROGRAM, ROOT, SHARED, overfill, write_model
 from loss import vocabulary_loss
 
@@ -237,3 +238,26 @@ def test_a_healed_twin_writes_better(tmp_path, recipe):
 
     before, after = kl("twin.gguf"), kl("healed.gguf")
     assert after < 0.6 * before, (before, after)
+
+
+def test_documents_are_held_back_or_trained_on():
+    documents = [([i], 0) for i in range(48)]
+    trained, held = data.hold_back(documents, 16)
+    assert len(held) == 16 and sorted(trained + held) == documents
+    trained, held = data.hold_back(documents[:6], 16)
+    assert len(trained) == len(held) == 3
+
+
+def test_scratch_tells_better_from_worse_and_from_noise():
+    def row(name, stories, shift):
+        return {"name": name, "stories": stories, "answer": {"rows": [
+            {"line": i, "nll": 1 + i % 3 + (shift if shift else (-1) ** i)} for i in range(40)]}}
+
+    def words(**shifts):
+        found = [row("healed (kl), OverFill", 10, shifts["healed"]),
+                 *(row("from random weights, alone", n, shifts["random"]) for n in (10, 40))]
+        return scratch.judgement(found).splitlines()
+
+    assert "is better than random weights trained on 1 times the 10" in words(healed=0.1, random=0.2)[0]
+    assert "is worse than random weights trained on 4 times the 10" in words(healed=0.2, random=0.1)[1]
+    assert "is not to be told from" in words(healed=0, random=1e-9)[0]

@@ -18,6 +18,8 @@ import time
 import urllib.error
 import urllib.request
 
+import document
+
 PREFILL_TOKENS = 512
 BATCH_PROMPT = 31  # tokens, and generated: as `overfill bench` does it
 BATCH_TOKENS = 64
@@ -168,16 +170,14 @@ def text_of(path: str) -> str:
 
 
 def machine(args) -> dict:
-    cpu = re.search(r"model name\s*: (.*)", text_of("/proc/cpuinfo"))
     system = re.search(r'PRETTY_NAME="(.*)"', text_of("/etc/os-release"))
     memory = re.search(r"MemTotal:\s+(\d+) kB", text_of("/proc/meminfo"))
     revision = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     version = subprocess.run([args.llama / "llama-server", "--version"], capture_output=True, text=True)
     number = re.search(r"version: (.*)", version.stdout + version.stderr)
     return {
-        "cpu": cpu.group(1) if cpu else "unknown",
+        "cpu": document.cpu(),
         "cpus": len(os.sched_getaffinity(0)),
-        "family": (re.search(r"cpu family\s*: (.*)", text_of("/proc/cpuinfo")) or [None, "?"])[1],
         "system": system.group(1) if system else "unknown",
         "kernel": os.uname().release,
         "memory_gb": int(memory.group(1)) * 1024 / 1e9 if memory else 0,

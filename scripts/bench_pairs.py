@@ -1,4 +1,4 @@
-"""Measures a pair at full size and writes docs/PAIRS.md and docs/pairs.svg; called by scripts/bench-pairs.
+"""Measures a pair at full size and writes docs/PAIRS.md and its picture; called by scripts/bench-pairs.
 
 One server holds both models; a request says which of them decodes, so that the two alternate under the same
 conditions. Times are a client's, on the same machine. Prompts are random tokens, so no prefix is ever found again."""
@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 
+import bench_aims
 import bench_sched
+import document
 import make_model
 
 RESULTS = pathlib.Path("docs/PAIRS.md")
-CHART = pathlib.Path("docs/pairs.svg")
-BEGIN = "<!-- measured: written by scripts/bench-pairs -->"
-END = "<!-- end of measured -->"
+CHART = document.picture(pathlib.Path("docs/pairs.svg"))
 PREFILL_TOKENS = 512
 SHORT_PROMPT = 31
 TINY_PROMPT = 4  # of several streams: the last begins before the first ends
@@ -168,7 +168,7 @@ STAGES = {"load": measure_load, "speed": measure_speed, "story": measure_story}
 def describe(args) -> dict:
     return {"full": args.full, "twin": args.twin, "type": args.type,
             "file_bytes": {name: path.stat().st_size for name, path in args.models.items()},
-            "cpu": re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1],
+            "cpu": document.cpu(),
             "cpus": len(os.sched_getaffinity(0))}
 
 
@@ -187,10 +187,6 @@ def measure(args, results: pathlib.Path) -> dict:
 
 
 # ---- the document
-
-def table(head: list, rows: list) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
 
 def spread(values: list) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
@@ -267,26 +263,23 @@ def report(r: dict) -> None:
         bench_sched.say(f"{RESULTS} is not written: {', '.join(missing)} not measured yet")
         return
     files, speed = what["file_bytes"], stages["speed"]
-    text = f"""{BEGIN}
-{what['cpu']}, {what['cpus']} CPUs; {r['date']}, rounds in turn: {len(speed['prefill'])}, medians (least to most). Random
+    text = f"""{what['cpu']}, {what['cpus']} CPUs; {r['date']}, rounds in turn: {len(speed['prefill'])}, medians (least to most). Random
 weights in the shapes of {what['full']} ({files['full'] / 1e9:.2f} GB) and {what['twin']} ({files['twin'] / 1e9:.2f} GB), {what['type'].upper()}.
 The memory reads {speed['machine']['ram_gbs']:.1f} GB/s here, int8 products peak at {speed['machine']['int8_gops']:.0f} GOP/s.
 
 Other programs took {speed['others']:.1f} CPUs meanwhile, and {stages['story']['others']:.1f} during the long answers below.
 
-{table(["work", "tokens/s", "times the full model", "share of a limit"], speed_rows(speed, make_model.SHAPES[what["full"]]))}
+{document.table(["work", "tokens/s", "times the full model", "share of a limit"], speed_rows(speed, make_model.SHAPES[what["full"]]))}
 
 {story_text(stages["story"])}
 
-![time against the length of the answer](pairs.svg)
+![time against the length of the answer]({CHART.name})
 
-{table(["start", "seconds until ready", "resident, GB", "of the files", "peak, GB", "of it pages of files, GB",
-        "decode 1, full model, tokens/s"], load_rows(stages["load"], files))}
-{END}
-"""
-    old = RESULTS.read_text() if RESULTS.exists() else f"# Pairs at full size\n\n{BEGIN}\n{END}\n"
-    RESULTS.write_text(old[:old.index(BEGIN)] + text.rstrip("\n") + old[old.index(END) + len(END):])
+{document.table(["start", "seconds until ready", "resident, GB", "of the files", "peak, GB", "of it pages of files, GB",
+        "decode 1, full model, tokens/s"], load_rows(stages["load"], files))}"""
+    document.put(RESULTS, "scripts/bench-pairs", text, "Pairs at full size")
     CHART.write_text(chart(stages["story"]))
+    bench_aims.write()
 
 
 def main() -> None:

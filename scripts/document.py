@@ -28,7 +28,7 @@ def put(path: pathlib.Path, script: str, text: str, title: str) -> None:
         at = old.index(END, old.rindex(mark)) + len(END) if mark in old else len(old)
         old = f"{old[:at].rstrip()}\n\n{begin}\n{END}{old[at:]}"
     before, rest = old.split(begin, 1)
-    path.write_text(f"{before}{begin}\n{text.strip()}\n{END}{rest.split(END, 1)[1]}")
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{END}{rest.split(END, 1)[1].rstrip()}\n")
 
 
 def table(head: list, rows: list) -> str:

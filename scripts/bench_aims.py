@@ -44,10 +44,19 @@ def prefill_rows(peers: Peers, title: str, ratio_aim: float, share_aim: int) -> 
     return rows
 
 
+def peak(speed: dict, name: str) -> float:
+    return statistics.median(m[name] for m in speed["machine"])
+
+
+def share_of_memory(speed: dict, mode: str) -> float:
+    """Of its speed, what a model reads in decode of one sequence; each round has its own peak."""
+    return statistics.median(1e-9 * tok_s * speed["model_bytes"][mode] / machine["ram_gbs"]
+                             for tok_s, machine in zip(speed["decode"][f"{mode}-1"], speed["machine"]))
+
+
 def pair_rows(speed: dict, peers) -> list:
     medians = {name: statistics.median(values) for name, values in speed["decode"].items()}
-    share = {mode: 100 * statistics.median(1e-9 * tok_s * speed["model_bytes"][mode] / machine["ram_gbs"] for tok_s, machine in
-                                           zip(speed["decode"][f"{mode}-1"], speed["machine"])) for mode in ("full", "pruned")}
+    share = {mode: 100 * share_of_memory(speed, mode) for mode in ("full", "pruned")}
     gain = {n: medians[f"pruned-{n}"] / medians[f"full-{n}"] for n in (1, 16)}
     rows = [["decode 1, full model, 4-bit", "85 % of the memory's speed", seen(share["full"], 85, "%")]]
     if peers and (best := peers.best("decode-1")):
@@ -59,6 +68,25 @@ def pair_rows(speed: dict, peers) -> list:
         rows.append(["decode 16, twin", "2.5 times the best peer's full model",
                      f"{seen(gain[16] * best[0], 2.5)} ({best[1]}; of two runs)"])
     return rows
+
+
+def median_step(arrivals: list) -> float:
+    """Seconds between tokens of one answer, behind the second."""
+    return statistics.median(b - a for a, b in zip(arrivals[1:], arrivals[2:]))
+
+
+def hand_over(arrivals: list) -> float:
+    """Seconds that the second token, the first of the twin, took beyond a step."""
+    return arrivals[1] - arrivals[0] - median_step(arrivals)
+
+
+def story_rows(story: dict) -> list:
+    extra = 1e3 * hand_over(story["pruned"])
+    what = f"1,000 tokens read, {story['tokens']} written"
+    return [[what, "hand-over under 1 ms", f"{extra:+.1f} ms" + (
+                "" if extra < 1 else ": not reached")],
+            [what, "prefill time of the full model",
+             f"{story['pruned'][0] / story['full'][0]:.2f} times"]]
 
 
 def write() -> None:
@@ -77,11 +105,12 @@ def write() -> None:
     if large:
         rows += prefill_rows(large, what["full"], 1.3, 60)
     rows += pair_rows(speed, large)
+    if "story" in pairs["stages"]:
+        rows += story_rows(pairs["stages"]["story"])
     versions = sorted({f"{name} {peer['rounds'][0]['version']}" for peers in [*found.values(), *([large] if large else [])]
                        for name, peer in peers.result["peers"].items() if peer["rounds"]})
-    peak = {name: statistics.median(m[name] for m in speed["machine"]) for name in ("int8_gops", "ram_gbs")}
-    text = (f"{what['cpu']}, {what['cpus']} CPUs, {pairs['date']}: int8 {peak['int8_gops']:.0f} GOP/s, memory "
-            f"{peak['ram_gbs']:.1f} GB/s. Pair: {what['full']} and {what['twin']}, {what['type'].upper()}, random weights.\n"
+    text = (f"{what['cpu']}, {what['cpus']} CPUs, {pairs['date']}: int8 {peak(speed, 'int8_gops'):.0f} GOP/s, memory "
+            f"{peak(speed, 'ram_gbs'):.1f} GB/s. Pair: {what['full']} and {what['twin']}, {what['type'].upper()}, random weights.\n"
             f"{'; '.join(versions) or 'Peers not measured'}.\n\n" + document.table(["work", "aim", "seen"], rows))
     document.put(DOCUMENT, "scripts/bench-pairs and scripts/bench-peers", text, "Performance")
 

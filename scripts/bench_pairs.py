@@ -156,6 +156,8 @@ def measure_speed(args) -> dict:
 def measure_story(args) -> dict:
     server, _ = start(args, "story")
     try:
+        for mode in MODES:  # first touches of buffers belong to no hand-over
+            run_streams(server, mode, 1, SHORT_PROMPT, 4)
         others = Others(server)
         found = {mode: run_streams(server, mode, 1, STORY_PROMPT, args.story)[0] for mode in MODES}
         return found | {"tokens": args.story, "others": others.cpus()}
@@ -199,16 +201,6 @@ def layer_products(shape: dict) -> int:
                if what == "matrix" and name.startswith("blk."))
 
 
-def peak(r: dict, name: str) -> float:
-    return statistics.median(m[name] for m in r["machine"])
-
-
-def share_of_memory(r: dict, mode: str) -> float:
-    """Of what one sequence reads in decode, by rounds."""
-    return statistics.median(1e-9 * speed * r["model_bytes"][mode] / m["ram_gbs"]
-                             for speed, m in zip(r["decode"][f"{mode}-1"], r["machine"]))
-
-
 def speed_rows(r: dict, shape: dict) -> list:
     medians = {name: statistics.median(values) for name, values in r["decode"].items()}
     share = statistics.median(2e-9 * layer_products(shape) * speed / m["int8_gops"] for speed, m in zip(r["prefill"], r["machine"]))
@@ -216,7 +208,7 @@ def speed_rows(r: dict, shape: dict) -> list:
     for n in (1, 16):
         for mode in MODES:
             name = f"{mode}-{n}"
-            share = f"{100 * share_of_memory(r, mode):.0f} % of the memory's speed" if n == 1 else "-"
+            share = f"{100 * bench_aims.share_of_memory(r, mode):.0f} % of the memory's speed" if n == 1 else "-"
             ratio = f"{medians[name] / medians[f'full-{n}']:.2f}" if mode == "pruned" else "-"
             title = "twin" if mode == "pruned" else "full model"
             rows.append([f"decode, {n} sequence{'s' if n > 1 else ''}, {title}", spread(r["decode"][name]), ratio, share])
@@ -233,12 +225,11 @@ def load_rows(load: dict, file_bytes: dict) -> list:
 
 def story_text(story: dict) -> str:
     full, twin = (story[mode] for mode in MODES)
-    gaps = sorted(b - a for a, b in zip(twin[1:], twin[2:]))
-    extra = twin[1] - twin[0] - gaps[len(gaps) // 2]
+    step = bench_aims.median_step(twin)
     return (f"A prompt of 1,000 tokens and an answer of {story['tokens']}: {full[-1]:.1f} s with the full model alone, {twin[-1]:.1f} s with the "
             f"twin, {full[-1] / twin[-1]:.2f} times as fast. The first token came after {full[0]:.2f} and {twin[0]:.2f} s: prefill is "
-            f"the full model's in both. Between first and second token the twin took {1e3 * extra:+.1f} ms more than its median step of "
-            f"{1e3 * gaps[len(gaps) // 2]:.1f} ms: this difference holds the hand-over.")
+            f"the full model's in both. Between first and second token the twin took {1e3 * bench_aims.hand_over(twin):+.1f} ms more than its median step of "
+            f"{1e3 * step:.1f} ms: this difference holds the hand-over.")
 
 
 def chart(story: dict) -> str:
@@ -275,7 +266,7 @@ def report(r: dict) -> None:
     files, speed = what["file_bytes"], stages["speed"]
     text = f"""{what['cpu']}, {what['cpus']} CPUs; {r['date']}, rounds in turn: {len(speed['prefill'])}, medians (least to most). Random
 weights in the shapes of {what['full']} ({files['full'] / 1e9:.2f} GB) and {what['twin']} ({files['twin'] / 1e9:.2f} GB), {what['type'].upper()}.
-The memory reads {spread([m['ram_gbs'] for m in speed['machine']])} GB/s here, measured in each round, and int8 products peak at {peak(speed, 'int8_gops'):.0f} GOP/s.
+The memory reads {spread([m['ram_gbs'] for m in speed['machine']])} GB/s here, measured in each round, and int8 products peak at {bench_aims.peak(speed, 'int8_gops'):.0f} GOP/s.
 
 Other programs took {speed['others']:.1f} CPUs meanwhile, and {stages['story']['others']:.1f} during the long answers below.
 

@@ -134,6 +134,9 @@ class Vllm(Package):
         return None
 
 
+PEERS = {"overfill": Overfill, "llama.cpp": Llama, "openvino": lambda args: Package(args, "openvino"), "vllm": Vllm}
+
+
 def products_of(args) -> int:
     """Of a row of activations with the weights of all layers."""
     m = json.loads(run([args.program, "inspect", "--json", args.model]))["model"]
@@ -142,9 +145,8 @@ def products_of(args) -> int:
 
 
 def measure(args) -> dict:
-    peers = [Overfill(args), Llama(args), Package(args, "openvino"), Vllm(args)]
     wanted = {"overfill", *args.peers.split(",")}
-    peers = [p for p in peers if p.name in wanted]
+    peers = [make(args) for name, make in PEERS.items() if name in wanted]
     result = {"date": time.strftime("%Y-%m-%d"), "model": args.model.name, "products": products_of(args), "cpus": args.threads, "rounds": args.rounds,
               "cpu": document.cpu(),
               "peers": {p.name: {"why_not": p.why_not, "rounds": []} for p in peers}}
@@ -192,11 +194,11 @@ def main() -> None:
     for name in ("program", "model", "llama"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     parser.add_argument("--folder", type=pathlib.Path)
-    parser.add_argument("--peers", default="llama.cpp,openvino,vllm")
+    parser.add_argument("--peers", default=",".join(list(PEERS)[1:]))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
-    unknown = set(args.peers.split(",")) - {"llama.cpp", "openvino", "vllm"}
+    unknown = set(args.peers.split(",")) - set(PEERS)
     if unknown or args.rounds < 1:
         sys.exit("error: --peers: llama.cpp, openvino and vllm are known; --rounds: 1 or more" if unknown else
                  "error: --rounds: 1 or more expected")

@@ -466,6 +466,16 @@ KL won by OverFill over the twin alone ({shape[0]}/{shape[1]} reconstruct, {prom
 {prompts_table(prompts, shape)}"""
 
 
+def better(calibrations: list) -> str:
+    """By the answers as the full model sees them and by documents; a text that repeats itself is likely, too."""
+    twins = [c for c in calibrations if c["nll"]]
+    answers = min(twins, key=lambda c: c["answers"]["metric"]["nll"])
+    documents = min(twins, key=lambda c: c["nll"]["metric"]["kl"])
+    found = answers["name"] if answers is documents else f"{answers['name']} for answers, {documents['name']} for documents"
+    repeats = answers is min(twins, key=lambda c: c["answers"]["metric"]["distinct_3"])
+    return found + (", by all but distinct-3: its answers repeat themselves more" if repeats and len(twins) > 1 else "")
+
+
 def calibration_section(calibrations: list) -> str:
     """quickstart's twin: which text to calibrate on."""
     if not calibrations:
@@ -485,7 +495,8 @@ def calibration_section(calibrations: list) -> str:
 
 512/1280 in q4_1, the twin that `scripts/quickstart` makes, by two texts that need no data set: the model's own answers to
 `scripts/questions.txt` (seeded sampling, through the chat template) and the sayings and passages of Debian's package
-`fortunes`. Answers: greedy, {first['score_tokens']} tokens at most, to the first turns of {first['n']} MT-Bench questions.
+`fortunes`. Answers: greedy, as long as `overfill eval --task answers` lets them, to the first turns of {first['n']} MT-Bench questions.
+The better one is {better(calibrations)}.
 
 {table(head, lines)}
 """

@@ -1,5 +1,4 @@
-/* The tables for AVX-512 with VNNI (F, BW, VL, VNNI): same bits as scalar.c, but for prompts in
- * bf16 (avx512_bf16.c). */
+/* The table for AVX-512 with VNNI (F, BW, VL, VNNI). Same bits as scalar.c. */
 #if defined(__x86_64__)
 #include "engine/kernels/avx512_common.h"
 

@@ -201,9 +201,7 @@ INLINE void attend_prompt_all(const struct attend_page *a, const bool is_half)
     pair_keys(a, is_half, &s);
     pair_values(a, is_half, n_tokens, &s);
     for (size_t i = 0; i < a->n_q;) {
-        size_t n = 0; /* queries in a row that see something of this page */
-        while (n < MOST_ROWS && i + n < a->n_q && a->n_keys[i + n])
-            n++;
+        size_t n = x86_seeing_queries(a, i, MOST_ROWS);
         n = n == MOST_ROWS ? MOST_ROWS : n >= 3 ? 3 : n ? 1 : 0;
         if (n == MOST_ROWS)
             attend_pairs(a, &s, i, n_tokens, MOST_ROWS);

@@ -264,9 +264,7 @@ INLINE void attend_all(const struct attend_page *a, const bool is_half)
 {
     size_t i = 0;
     while (i < a->n_q) {
-        size_t n = 0; /* queries in a row that see something of this page */
-        while (n < ATTEND_QUERIES_512 && i + n < a->n_q && a->n_keys[i + n])
-            n++;
+        size_t n = x86_seeing_queries(a, i, ATTEND_QUERIES_512);
         n = n == ATTEND_QUERIES_512 || n < ATTEND_QUERIES ? n : ATTEND_QUERIES;
         if (n == ATTEND_QUERIES_512)
             attend_n(a, is_half, i, ATTEND_QUERIES_512);

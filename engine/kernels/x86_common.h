@@ -363,13 +363,20 @@ INLINE void x86_attend_n(const struct attend_page *a, const bool is_half, size_t
     x86_add_values_tail(a, &q, n, d);
 }
 
+/* How many queries in a row, from i on and at most so many, see something of this page. */
+INLINE size_t x86_seeing_queries(const struct attend_page *a, size_t i, size_t most)
+{
+    size_t n = 0;
+    while (n < most && i + n < a->n_q && a->n_keys[i + n])
+        n++;
+    return n;
+}
+
 INLINE void x86_attend_all(const struct attend_page *a, const bool is_half)
 {
     size_t i = 0;
     while (i < a->n_q) {
-        size_t n = 0; /* queries in a row that see something of this page */
-        while (n < ATTEND_QUERIES && i + n < a->n_q && a->n_keys[i + n])
-            n++;
+        size_t n = x86_seeing_queries(a, i, ATTEND_QUERIES);
         if (n == 3)
             x86_attend_n(a, is_half, i, 3);
         else if (n == 2)

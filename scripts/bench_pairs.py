@@ -203,7 +203,7 @@ def layer_products(shape: dict) -> int:
 
 def speed_rows(r: dict, shape: dict) -> list:
     medians = {name: statistics.median(values) for name, values in r["decode"].items()}
-    share = statistics.median(2e-9 * layer_products(shape) * speed / m["int8_gops"] for speed, m in zip(r["prefill"], r["machine"]))
+    share = bench_aims.share_of_int8(layer_products(shape), r["prefill"], r["machine"])
     rows = [["prefill 512, full model", spread(r["prefill"]), "-", f"{100 * share:.0f} % of the int8 peak"]]
     for n in (1, 16):
         for mode in MODES:

@@ -134,7 +134,7 @@ class Vllm(Package):
         return None
 
 
-PEERS = {"overfill": Overfill, "llama.cpp": Llama, "openvino": lambda args: Package(args, "openvino"), "vllm": Vllm}
+PEERS = {"llama.cpp": Llama, "openvino": lambda args: Package(args, "openvino"), "vllm": Vllm}
 
 
 def products_of(args) -> int:
@@ -145,8 +145,8 @@ def products_of(args) -> int:
 
 
 def measure(args) -> dict:
-    wanted = {"overfill", *args.peers.split(",")}
-    peers = [make(args) for name, make in PEERS.items() if name in wanted]
+    wanted = args.peers.split(",")
+    peers = [Overfill(args)] + [make(args) for name, make in PEERS.items() if name in wanted]
     result = {"date": time.strftime("%Y-%m-%d"), "model": args.model.name, "products": products_of(args), "cpus": args.threads, "rounds": args.rounds,
               "cpu": document.cpu(),
               "peers": {p.name: {"why_not": p.why_not, "rounds": []} for p in peers}}
@@ -194,7 +194,7 @@ def main() -> None:
     for name in ("program", "model", "llama"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     parser.add_argument("--folder", type=pathlib.Path)
-    parser.add_argument("--peers", default=",".join(list(PEERS)[1:]))
+    parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--install", action="store_true")
     args = parser.parse_args()

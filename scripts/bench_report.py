@@ -66,8 +66,8 @@ def speeds(rows: dict) -> str:
             "-", "-", "-"]
         lines.append([title, f"{row['ours']:.0f}", *peer, f"{row['limit']:.0f}", f"{100 * row['share']:.0f} %",
                       BINDS[row["binds"]]])
-    return document.table(["stage", "overfill, tokens/s", "llama.cpp, best type", "ratio", "aim", "limit here", "share of it",
-                  "what binds"], lines)
+    return document.table(["stage", "overfill, tokens/s", "llama.cpp, best type", "ratio", "aim", "limit here",
+                           "share of it", "what binds"], lines)
 
 
 def seconds_row(title: str, measured: dict, aim) -> list:

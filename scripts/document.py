@@ -1,5 +1,5 @@
-"""Documents that are partly written by a script: what stands between two marks is its own, a part for each kind of CPU that
-it ran on; the rest is kept."""
+"""Documents that are partly written by scripts: what stands between two marks is a script's own, often a part for each kind
+of CPU that it ran on; the rest is kept."""
 import pathlib
 import re
 
@@ -19,16 +19,21 @@ def picture(path: pathlib.Path) -> pathlib.Path:
     return path.with_stem(f"{path.stem}-{kind}")
 
 
-def put(path: pathlib.Path, script: str, text: str, title: str) -> None:
-    """text takes the place of what `script` wrote here before, or follows what it wrote on other CPUs, or ends the document."""
-    mark = f"<!-- measured: written by {script} on "
-    begin = f"{mark}{cpu()} -->"
+def splice(path: pathlib.Path, begin: str, end: str, text: str, title: str, kin: str = "") -> None:
+    """text takes the place of what stands between the marks. Where they are not, they follow the last part whose mark begins
+    as `kin` does, or end the document."""
     old = path.read_text() if path.exists() else f"# {title}\n"
     if begin not in old:
-        at = old.index(END, old.rindex(mark)) + len(END) if mark in old else len(old)
-        old = f"{old[:at].rstrip()}\n\n{begin}\n{END}{old[at:]}"
+        at = old.index(end, old.rindex(kin)) + len(end) if kin and kin in old else len(old)
+        old = f"{old[:at].rstrip()}\n\n{begin}\n{end}{old[at:]}"
     before, rest = old.split(begin, 1)
-    path.write_text(f"{before}{begin}\n{text.strip()}\n{END}{rest.split(END, 1)[1].rstrip()}\n")
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{rest.split(end, 1)[1].rstrip()}\n")
+
+
+def put(path: pathlib.Path, script: str, text: str, title: str) -> None:
+    """The part that `script` writes on this kind of CPU, behind those of others."""
+    mark = f"<!-- measured: written by {script} on "
+    splice(path, f"{mark}{cpu()} -->", END, text, title, mark)
 
 
 def table(head: list, rows: list) -> str:

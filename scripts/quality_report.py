@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 
+from document import table
+
 # (task, metric, title, percent, higher is better)
 COLUMNS = (
     ("nll", "nll", "NLL", False, False), ("nll", "kl", "KL to full", False, False),
@@ -26,11 +28,6 @@ def cell(answer: dict, metric: str, percent: bool) -> str:
     scale, digits = (100, 1) if percent else (1, 2)
     low, high = answer["ci95"][metric]
     return f"{scale * answer['metric'][metric]:.{digits}f} ({scale * low:.{digits}f}..{scale * high:.{digits}f})"
-
-
-def table(head: list, rows: list) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def size_of(row: dict) -> str:

@@ -14,9 +14,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import data
+import document
 import files
 import heal
-from quality_report import cell, difference, table
+from quality_report import cell, difference
 
 HIDDEN, MLP = 32, 96  # about half of 64 and 172
 STORY_TOKENS = 400
@@ -167,7 +168,7 @@ every story alone, once through as well. Optimiser, batch (two stories) and the 
 rate on {heal.HELD} stories held back counts. Figures: `overfill eval --task nll` on {answer['n']} other stories, {answer['prompt_tokens']} tokens read and
 {answer['score_tokens']} scored, with 95 % intervals over stories; nats a token. Tokens: those that were learned from.
 
-{table(["model", "stories", "tokens", "rate", "NLL", "KL to full", "agree, %"], lines)}
+{document.table(["model", "stories", "tokens", "rate", "NLL", "KL to full", "agree, %"], lines)}
 
 Paired, story by story:
 
@@ -180,11 +181,7 @@ would carry it further, and perhaps rates other than the two. `--stories N` trie
 
 
 def write(found: list, path: pathlib.Path) -> None:
-    text = path.read_text() if path.exists() else f"# Healing\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    if MARKS[0] not in text:
-        text += f"\n{MARKS[0]}\n{MARKS[1]}\n"
-    before, rest = text.split(MARKS[0], 1)
-    path.write_text(before + MARKS[0] + "\n" + section(found) + MARKS[1] + rest.split(MARKS[1], 1)[1])
+    document.splice(path, *MARKS, section(found), "Healing")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from gguf import GGMLQuantizationType as T
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize
 
-from grid import FLOATS, GRIDS
+from grid import FLOATS, GRIDS, stored_scales
 from model import Shape
 
 TYPES = {name: T[name.upper()] for name in list(GRIDS) + list(FLOATS)}
@@ -30,9 +30,16 @@ class Model:
             head_dim=get("attention.key_length", hidden // heads),
             eps=get("attention.layer_norm_rms_epsilon"), rope_base=get("rope.freq_base", 10000.0))
         self.types = {t.name: t.tensor_type for t in self.reader.tensors}
+        self.stored = {t.name: t.data for t in self.reader.tensors}
         self.weights = {t.name: torch.from_numpy(numpy.array(
             dequantize(t.data, t.tensor_type), dtype=numpy.float32)) for t in self.reader.tensors}
         self.rope_factors = self.weights.pop("rope_freqs.weight", None)
+
+    def scales(self, name, kind):
+        """Of a matrix that is of this type already (stored_scales), else None."""
+        if self.types[name] != TYPES[kind]:
+            return None
+        return stored_scales(kind, self.stored[name], self.weights[name].shape[1])
 
     def value(self, key, default=None):
         field = self.reader.get_field(key)

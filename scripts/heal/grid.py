@@ -29,17 +29,32 @@ def as_half(x):
     return x.to(torch.float16).to(torch.float32)
 
 
+def not_zero(d):
+    """A block of zeros has a scale too: weights are divided by it."""
+    return torch.where(d == 0, torch.full_like(d, 1e-7), d)
+
+
+def stored_scales(name, data, columns):
+    """(scale, minimum or None), [blocks, 1] each, of a file's rows [rows, bytes]. In all types here a block begins
+    with them, as halves."""
+    blocks = numpy.ascontiguousarray(data.reshape(-1, data.shape[1] // (columns // BLOCK))[:, :4])
+    halves = torch.from_numpy(blocks.view("<f2").astype(numpy.float32))
+    return not_zero(halves[:, :1]), halves[:, 1:].clone() if GRIDS[name][2] else None
+
+
 class Grid:
     """Scales of one matrix [rows, columns], columns a multiple of 32. They are kept as the logarithm of
     a factor on the first ones, so that a step of the optimiser is relative."""
 
-    def __init__(self, name, weight):
+    def __init__(self, name, weight, scales=None):
+        """scales: of weights that lie on such a grid already, as `stored_scales`; they are kept, where a search
+        would look at what the blocks happen to hold."""
         self.name = name
         self.low, self.high, self.has_minimum = GRIDS[name]
         if weight.shape[1] % BLOCK:
             raise ValueError(f"{name}: a row of {weight.shape[1]} weights is no multiple of {BLOCK}")
         w = weight.reshape(-1, BLOCK)
-        self.base, self.minimum = self._search(w)
+        self.base, self.minimum = (x if x is None else x.to(w.device) for x in scales or self._search(w))
         self.log = torch.zeros_like(self.base)
 
     def _search(self, w):
@@ -54,8 +69,7 @@ class Grid:
         best = torch.full_like(widest, float("inf"))
         scale, minimum = widest.clone(), bottom.clone() if bottom is not None else None
         for share in SHARES:
-            d = as_half(widest * share)
-            d = torch.where(d == 0, torch.full_like(d, 1e-7), d)
+            d = not_zero(as_half(widest * share))
             m = as_half(bottom * share) if bottom is not None else None
             error = (self._values(w, d, m) - w).square_().sum(1, keepdim=True)
             better = error < best

@@ -20,7 +20,7 @@ class Twin:
             self.latent[name] = w.to(device).float().clone()
             self.kinds[name] = (head_kind if is_head else kind) if is_matrix else "f32"
             if self.kinds[name] in GRIDS:
-                self.grids[name] = Grid(self.kinds[name], self.latent[name])
+                self.grids[name] = Grid(self.kinds[name], self.latent[name], model.scales(name, self.kinds[name]))
         self.seen = {}
 
     def parameter_groups(self, rate, scale_rate):

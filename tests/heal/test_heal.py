@@ -130,8 +130,11 @@ def test_the_file_holds_the_values_that_were_trained(name):
     weight = torch.randn(8, 96) * 0.1
     g = grid.Grid(name, weight)
     g.log += torch.randn_like(g.log) * 0.05
-    read = dequantize(g.encode(weight), GGMLQuantizationType[name.upper()])
-    torch.testing.assert_close(torch.from_numpy(numpy.array(read)), g.values(weight), rtol=1e-6, atol=1e-7)
+    blocks = g.encode(weight)
+    read = torch.from_numpy(numpy.array(dequantize(blocks, GGMLQuantizationType[name.upper()])))
+    torch.testing.assert_close(read, g.values(weight), rtol=1e-6, atol=1e-7)
+    again = grid.Grid(name, read, grid.stored_scales(name, blocks, 96))
+    torch.testing.assert_close(again.values(read), read, rtol=1e-6, atol=1e-7)
     assert (g.values(weight) - weight).square().mean() < 0.02 * weight.square().mean()
 
 

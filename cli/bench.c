@@ -15,7 +15,8 @@
 
 #define PREFILL_TOKENS SPEED_MOST_PROMPT
 
-/* Activations have 12 bits: a product with them is two of int8, or one of int16. */
+/* Activations have 12 bits: a product with them is two of int8, or one of int16. A twin's may have
+ * 8. */
 #define DIGITS 2
 
 /* Answers of one request, decoded at once. */
@@ -125,14 +126,25 @@ static double larger(double a, double b)
 /* What products are computed in; the names are those of the peaks. */
 static const char IN_F32[] = "fp32", IN_BF16[] = "bf16", IN_INTEGERS[] = "int8";
 
+/* A pass. */
+struct pass {
+    const char *in;             /* its products */
+    unsigned digits;            /* of an activation: products of bytes that make one */
+    const struct peak *attends; /* what its attention is computed with */
+    double n_tokens, n_logits;  /* of which n_logits need the head */
+    double n_attended;          /* tokens that the n_tokens attend to, in all */
+    double kv_tokens_read;
+};
+
 /* Seconds of the products with weights4 and weights8 for one token. */
-static double product_seconds(const struct peaks *p, const char *in, double weights4,
+static double product_seconds(const struct peaks *p, const struct pass *pass, double weights4,
                               double weights8)
 {
+    const char *in = pass->in;
     if (in != IN_INTEGERS)
         return 2 * (weights4 + weights8) / ((in == IN_F32 ? p->fp32.gops : p->bf16.gops) * 1e9);
-    double gops4 = larger(p->int4.gops / DIGITS, p->int16.gops);
-    double gops8 = larger(p->int8.gops / DIGITS, p->int16.gops);
+    double gops4 = larger(p->int4.gops / pass->digits, p->int16.gops);
+    double gops8 = larger(p->int8.gops / pass->digits, p->int16.gops);
     return 2 * weights4 / (gops4 * 1e9) + 2 * weights8 / (gops8 * 1e9);
 }
 
@@ -143,20 +155,11 @@ static const char *products_in(const struct call *call, bool in_bf16)
     return in_bf16 ? IN_BF16 : IN_INTEGERS;
 }
 
-/* A pass. */
-struct pass {
-    const char *in;             /* its products */
-    const struct peak *attends; /* what its attention is computed with */
-    double n_tokens, n_logits;  /* of which n_logits need the head */
-    double n_attended;          /* tokens that the n_tokens attend to, in all */
-    double kv_tokens_read;
-};
-
 static struct limit limit_of(const struct call *call, const struct work *w, const struct pass *pass)
 {
     const struct peaks *p = &call->peaks;
-    double products = pass->n_tokens * product_seconds(p, pass->in, w->layers4, w->layers8) +
-                      pass->n_logits * product_seconds(p, pass->in, w->head4, w->head8);
+    double products = pass->n_tokens * product_seconds(p, pass, w->layers4, w->layers8) +
+                      pass->n_logits * product_seconds(p, pass, w->head4, w->head8);
     double compute = products + pass->n_attended * w->attention_flops / (pass->attends->gops * 1e9);
     double bytes =
         w->bytes - (pass->n_logits > 0 ? 0 : w->head_bytes) + pass->kv_tokens_read * w->kv_bytes;
@@ -186,6 +189,7 @@ static int measure_prefill(struct call *call, struct engine *engine, const struc
     double n = PREFILL_TOKENS;
     const struct pass pass = {
         .in = products_in(call, info->prompts_in_bf16),
+        .digits = DIGITS,
         .attends = info->prompts_attend_in_bf16 ? &call->peaks.bf16 : &call->peaks.fp32,
         .n_tokens = n,
         .n_logits = 1,
@@ -197,13 +201,15 @@ static int measure_prefill(struct call *call, struct engine *engine, const struc
 }
 
 static int measure_decode(struct call *call, struct engine *engine, const struct work *work,
-                          enum decode_mode mode, struct result *ret_results, struct error *err)
+                          const struct engine_info *info, enum decode_mode mode,
+                          struct result *ret_results, struct error *err)
 {
     for (size_t i = 0; i < N_BATCHES; i++) {
         double batch = BATCHES[i];
         double context = SPEED_DECODE_PROMPT + speed_answer_tokens(BATCHES[i]) / 2.0;
         const struct pass pass = {
             .in = products_in(call, false),
+            .digits = mode != DECODE_FULL && info->pruned_is_coarse ? 1 : DIGITS,
             .attends = &call->peaks.fp32,
             .n_tokens = batch,
             .n_logits = batch,
@@ -250,10 +256,10 @@ static int measure_all(struct call *call, struct engine *engine, struct report *
     cli_progress_show(&call->progress, "prefill", 0);
     rc = measure_prefill(call, engine, &full, info, &report->prefill, err);
     if (rc == 0)
-        rc = measure_decode(call, engine, &full, DECODE_FULL, report->decode, err);
+        rc = measure_decode(call, engine, &full, &report->info, DECODE_FULL, report->decode, err);
     report->n_decode = N_BATCHES;
     if (rc == 0 && info->pruned_path) {
-        rc = measure_decode(call, engine, &pruned, DECODE_PRUNED, report->decode + N_BATCHES, err);
+        rc = measure_decode(call, engine, &pruned, &report->info, DECODE_PRUNED, report->decode + N_BATCHES, err);
         report->n_decode += N_BATCHES;
     }
     return rc;
@@ -331,7 +337,9 @@ static void put_text(struct buf *out, const struct call *call, const struct repo
         buf_printf(out, "  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
                    (double)p->l3_bytes / (1 << 20));
     buf_printf(out, "  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
-    buf_printf(out, "engine: activations of 12 bits, a product with them counts as two of int8%s\n",
+    buf_printf(out,
+               "engine: activations of 12 bits, a product with them counts as two of int8%s%s\n",
+               report->info.pruned_is_coarse ? "; the twin's of 8 bits" : "",
                report->info.prompts_in_bf16 ? "; prompts in bf16" : "");
     put_result_text(out, "prefill 512, full", &report->prefill);
     for (size_t i = 0; i < report->n_decode; i++) {

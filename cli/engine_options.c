@@ -23,6 +23,9 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
         .weights = strcmp(settings->weights, "f32") == 0  ? WEIGHT_F32
                    : strcmp(settings->weights, "q8") == 0 ? WEIGHT_Q8
                                                           : WEIGHT_AUTO,
+        .pruned_activations = strcmp(settings->pruned_activations, "8") == 0    ? ACTIVATIONS_8
+                              : strcmp(settings->pruned_activations, "12") == 0 ? ACTIVATIONS_12
+                                                                                : ACTIVATIONS_AUTO,
         .kv_type = strcmp(settings->kv_type, "f32") == 0    ? KV_F32
                    : strcmp(settings->kv_type, "bf16") == 0 ? KV_BF16
                    : strcmp(settings->kv_type, "q8_0") == 0 ? KV_Q8_0

@@ -39,6 +39,8 @@ TASKS = (
     Task("arc_easy", "choices", "eval/arc_easy.jsonl", 200),
     Task("arc_challenge", "choices", "eval/arc_challenge.jsonl", 200),
 )
+# Trained twins write too: what comes of it is asked beside what they would have said.
+TRAINED_TASKS = (*TASKS, Task("generate", "generate", "train/t0.valid.jsonl", 200, ("--score-tokens", "64")))
 N_PROMPT_DOCUMENTS = 16
 FORTUNES = pathlib.Path("/usr/share/games/fortunes")  # Debian's package fortunes: sayings, verses, passages
 CALIBRATION_TOKENS = 65536  # of the twins in the table: what `overfill prune` takes by itself
@@ -96,11 +98,14 @@ class Work:
                               ["--method", method, "--hidden", hidden, "--mlp", mlp, "--type", "q8_0",
                                "--tokens", tokens])
 
+    def shipped_twin(self) -> dict:
+        self.hashes[self.shipped] = hash_of(self.shipped)
+        return {"path": self.shipped, "method": "shipped", "shape": self.shape_of(self.shipped)}
+
     def others(self) -> list:
         """Twins of 4-bit weights: the one that this repository ships, and the full model rounded to its type."""
-        self.hashes[self.shipped] = hash_of(self.shipped)
         rounded = self.make_twin("twin-rounded", "rounded", None, ["--method", "minitron", "--type", SHIPPED_TYPE])
-        return [{"path": self.shipped, "method": "shipped", "shape": self.shape_of(self.shipped)}, rounded]
+        return [self.shipped_twin(), rounded]
 
     def trained(self) -> list:
         """The twins of --healed. One that was trained to read the prompt itself is measured so."""
@@ -113,7 +118,7 @@ class Work:
             recipe = json.loads(said["metadata"]["overfill.healed"])
             is_alone = recipe["condition"] == "alone"
             twin = {"path": path, "system": "pruned" if is_alone else "overfill", "recipe": recipe,
-                    "method": f"trained{' alone' if is_alone else ''}, {recipe['objective']}",
+                    "method": quality_report.trained_name(recipe),
                     "start": said["metadata"].get("overfill.prune.method", "reconstruct"),
                     "shape": [said["model"]["hidden"], said["model"]["mlp"]]}
             if any((twin["method"], twin["shape"]) == (t["method"], t["shape"]) for t in found):
@@ -180,12 +185,12 @@ def systems_of(twins: list, others: list) -> list:
     return found
 
 
-def run_table(work: Work, twins: list, others: list) -> list:
+def run_table(work: Work, twins: list, others: list, tasks=TASKS) -> list:
     rows = [{"title": title, "system": system, "method": twin and twin["method"], "shape": twin and twin["shape"],
              "twin": twin and str(twin["path"]), "tasks": {},
              **({k: twin[k] for k in ("recipe", "start")} if twin and "recipe" in twin else {})}
             for title, system, twin in systems_of(twins, others)]
-    for task in TASKS:
+    for task in tasks:
         full_rows = work.folder / "full-rows.bin"
         for row in rows:
             twin = row["twin"] and pathlib.Path(row["twin"])
@@ -261,20 +266,22 @@ def parse() -> argparse.Namespace:
 
 def measure(work: Work):
     """What is known so far, again after each size: whoever stops has a document of the sizes that are done."""
-    twins, others, trained = [], work.others(), work.trained()
+    twins, others = [], work.others()
     for hidden, mlp in SIZES[:1] if work.quick else SIZES:
         twins += [work.twin(hidden, mlp, method) for method in METHODS]
-        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins, others + trained)}
+        yield {"twins": [{**twin, "path": str(twin["path"])} for twin in twins], "rows": run_table(work, twins, others)}
         if len(twins) == len(METHODS):
-            first = twins[METHODS.index("reconstruct")]
-            shown = [t for t in trained if quality_report.is_shown(t, first["shape"])]
-            yield {"prompts": run_prompts(work, first, shown + others[:1] if shown else [])}
+            yield {"prompts": run_prompts(work, twins[METHODS.index("reconstruct")], [])}
     if not work.quick:
         yield {"calibrations": run_calibrations(work)}
 
 
-def report(work: Work, result: dict) -> None:
-    quality_report.write(result, work.folder if work.quick else pathlib.Path("docs"))
+def measure_trained(work: Work):
+    """The trained twins beside what the first size's were before, and beside the shipped one."""
+    trained, shipped, start = work.trained(), work.shipped_twin(), work.twin(*SIZES[0], "reconstruct")
+    yield {"rows": run_table(work, [start], [shipped, *trained], TRAINED_TASKS)}
+    shown = [t for t in trained if quality_report.is_shown(t, start["shape"])]
+    yield {"prompts": run_prompts(work, start, [*shown, shipped])}
 
 
 def main() -> None:
@@ -282,20 +289,22 @@ def main() -> None:
     if not (args.shared / "data").is_dir():
         sys.exit(f"error: {args.shared / 'data'} is missing; OVERFILL_SHARED names the folder of the test data")
     work = Work(args)
-    results = work.folder / "results.json"
+    results = work.folder / ("trained.json" if args.healed else "results.json")
+    write = quality_report.write_trained if args.healed else quality_report.write
+    folder = work.folder if work.quick else pathlib.Path("docs")
     if args.report:
         if not results.exists():
             sys.exit(f"error: {results} is missing; scripts/quality without --report makes it")
-        report(work, json.loads(results.read_text()))
+        write(json.loads(results.read_text()), folder)
         return
     begin, result = time.monotonic(), {}
-    for part in measure(work):
+    for part in (measure_trained if args.healed else measure)(work):
         result |= part
         result |= {"date": datetime.date.today().isoformat(), "model": args.model.stem,
                    "calibration_tokens": work.calibration_tokens,
                    "cut_tokens": min(work.calibration_tokens, CUT_TOKENS)}
         results.write_text(json.dumps(result))
-        report(work, result)
+        write(result, folder)
     say(f"{(time.monotonic() - begin) / 60:.1f} minutes, of them measuring {work.cpu_seconds / 60:.1f} minutes of CPU")
 
 

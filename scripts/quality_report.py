@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from document import table
+from document import END, splice, table
 
 # (task, metric, title, percent, higher is better)
 COLUMNS = (
@@ -16,12 +16,18 @@ COLUMNS = (
     ("nll", "agree", "agree", True, True), ("lambada", "acc", "LAMBADA", True, True),
     ("boolq", "acc", "BoolQ", True, True), ("piqa", "acc_norm", "PIQA", True, True),
     ("arc_easy", "acc_norm", "ARC-E", True, True), ("arc_challenge", "acc_norm", "ARC-C", True, True),
+    ("generate", "rouge_l", "ROUGE-L", True, True),
 )
 COLOURS = {"minitron": "#b5651d", "reconstruct": "#0b6e99"}
 OTHERS = {"shipped": "#2a7f3f", "rounded": "#7a4fa3"}  # pairs without a twin alone beside them
 METHODS = {None: "-", "shipped": "shipped, q4_0", "rounded": "rounded, q4_0"}
 TRAINED = ("#c2317d", "#d98a1f", "#5b7f95", "#444")
 N_RESAMPLES = 1000
+
+
+def columns_of(row: dict) -> list:
+    """Those that were asked for."""
+    return [column for column in COLUMNS if column[0] in row["tasks"]]
 
 
 def cell(answer: dict, metric: str, percent: bool) -> str:
@@ -40,13 +46,14 @@ def label(row: dict) -> list:
 
 
 def main_table(rows: list) -> str:
+    columns = columns_of(rows[0])
     head = ["hidden/MLP", "method", "system", "MB a step"] + [
-        f"{title}{', %' if percent else ''}" for _, _, title, percent, _ in COLUMNS]
-    lines = [["", "", "n", ""] + [str(rows[0]["tasks"][task]["n"]) for task, *_ in COLUMNS]]
+        f"{title}{', %' if percent else ''}" for _, _, title, percent, _ in columns]
+    lines = [["", "", "n", ""] + [str(rows[0]["tasks"][task]["n"]) for task, *_ in columns]]
     for row in rows:
         megabytes = f"{row['tasks']['nll']['decoder_bytes'] / 1e6:.0f}"
         lines.append(label(row) + [megabytes] + [cell(row["tasks"][task], metric, percent)
-                                                 for task, metric, _, percent, _ in COLUMNS])
+                                                 for task, metric, _, percent, _ in columns])
     return table(head, lines)
 
 
@@ -105,21 +112,22 @@ def pairs_of(rows: list) -> list:
 def differences(a: dict, b: dict) -> list:
     """a minus b in each column."""
     cells = []
-    for task, metric, _, percent, _ in COLUMNS:
+    for task, metric, _, percent, _ in columns_of(a):
         mean, low, high = difference(judged(a, task), judged(b, task), metric)
         scale, digits = (100, 1) if percent else (1, 2)
         cells.append(f"{scale * mean:+.{digits}f} ({scale * low:+.{digits}f}..{scale * high:+.{digits}f})")
     return cells
 
 
-DIFFERENCE_HEAD = [f"{title}{', points' if percent else ''}" for _, _, title, percent, _ in COLUMNS]
+def difference_head(row: dict) -> list:
+    return [f"{title}{', points' if percent else ''}" for _, _, title, percent, _ in columns_of(row)]
 
 
 def gain_table(rows: list) -> str:
     lines = [[f"{shape[0]}/{shape[1]}", method] + differences(find(rows, "overfill", shape, method),
                                                               find(rows, "pruned", shape, method))
              for shape, method in pairs_of(rows)]
-    return table(["hidden/MLP", "method"] + DIFFERENCE_HEAD, lines)
+    return table(["hidden/MLP", "method"] + difference_head(rows[0]), lines)
 
 
 def tally(comparisons: list) -> str:
@@ -130,7 +138,7 @@ def tally(comparisons: list) -> str:
 
 def ordering(rows: list) -> str:
     full = find(rows, "full")
-    compared = [(task, metric, up) for task, metric, _, _, up in COLUMNS]
+    compared = [(task, metric, up) for task, metric, _, _, up in columns_of(full)]
     over_alone, full_over, solved_over_cut = [], [], []
     exceptions = []
     for shape, method in pairs_of(rows):
@@ -155,110 +163,120 @@ def ordering(rows: list) -> str:
 
 # --- trained twins
 
+def trained_name(recipe: dict) -> str:
+    """What it was trained to do; q8_0 is the paper's setting and goes without saying."""
+    alone, tensor_type = recipe["condition"] == "alone", recipe["type"]
+    return f"trained{' alone' if alone else ''}, {recipe['objective']}{'' if tensor_type == 'q8_0' else ', ' + tensor_type}"
+
+
+def is_shown(row: dict, shape: list) -> bool:
+    """The trained twin that stands beside those that were not, by position and prompt length."""
+    return row["shape"] == shape and row["recipe"]["objective"] == "kl" and row["recipe"]["condition"] == "overfill"
+
+
 def trained_of(rows: list) -> list:
     return [row for row in rows if "recipe" in row]
 
 
 def trained_pairs(rows: list) -> list:
     """(what is compared, the one expected to be better, the other), for the rows that are there."""
-    by_name = {(row["system"], tuple(row["shape"]), row["method"]): row for row in rows if row["shape"]}
+    by_name = {(tuple(row["shape"]), row["system"], row["method"]): row for row in rows if row["shape"]}
     pairs = []
     for row in trained_of(rows):
-        system, shape, objective = row["system"], tuple(row["shape"]), row["recipe"]["objective"]
-        if system == "overfill":
-            pairs.append((f"OverFill, {objective}, over trained alone, {objective}", row,
-                          by_name.get(("pruned", shape, f"trained alone, {objective}"))))
-            if objective != "ce":
-                pairs.append((f"OverFill, {objective}, over OverFill, ce", row, by_name.get((system, shape, "trained, ce"))))
-        name = "OverFill" if system == "overfill" else "twin alone"
-        pairs.append((f"{name}, {objective}, over {name}, untrained", row, by_name.get((system, shape, row["start"]))))
+        shape, recipe, method = tuple(row["shape"]), row["recipe"], row["method"]
+        own = "OverFill" if row["system"] == "overfill" else "twin alone"
+        pairs.append((f"{own}, {method}, over {own}, untrained", row, by_name.get((shape, row["system"], row["start"]))))
+        if row["system"] == "pruned":
+            continue
+        for over in ({**recipe, "objective": "ce", "condition": "alone"}, {**recipe, "objective": "ce"}):
+            other = by_name.get((shape, "pruned" if over["condition"] == "alone" else "overfill", trained_name(over)))
+            if other is not row and other and budget(other) == budget(row):
+                pairs.append((f"OverFill, {method}, over {trained_name(over)}", row, other))
     return sorted((pair for pair in pairs if pair[2]), key=lambda pair: pair[1]["shape"])
 
 
-def trained_section(rows: list) -> str:
+def budget(row: dict) -> list:
+    """What runs must have in common to be compared."""
+    return [row["recipe"][k] for k in ("steps", "micro_batches", "rate", "seed", "data")]
+
+
+def trained_ordering(rows: list) -> str:
     pairs = trained_pairs(rows)
     if not pairs:
         return ""
-    tallies = []
-    for what in dict.fromkeys(what for what, *_ in pairs):
-        signs = [verdict(a, b, task, metric, up) for name, a, b in pairs if name == what
-                 for task, metric, _, _, up in COLUMNS]
-        tallies.append(f"- {what}: {tally(signs)}.")
+    tallies = [f"- {what}: {tally([verdict(a, b, task, metric, up) for task, metric, _, _, up in columns_of(a)])}."
+               for what, a, b in pairs]
     lines = [[size_of(a), what] + differences(a, b) for what, a, b in pairs]
     return f"""
-## The paper's ordering, after training
-
-Twin trained alone < OverFill trained on the next token (ce) is the paper's; OverFill trained on the full model's distribution (kl)
-is ours. As above, each over the other on the same rows:
+Twin trained alone < OverFill trained on the next token (ce) is the paper's claim; OverFill trained on the full model's distribution
+(kl) is ours. Each over the other on the same rows, with equal width, texts, steps and seed:
 
 {chr(10).join(tallies)}
 
 The first minus the second (NLL and KL: less is better; BoolQ with the decoder first where it is OverFill):
 
-{table(["hidden/MLP", "compared"] + DIFFERENCE_HEAD, lines)}
+{table(["hidden/MLP", "compared"] + difference_head(rows[0]), lines)}
 """
 
 
 def recipes(rows: list) -> str:
-    """How the trained twins were made, for the text above the table."""
-    trained = trained_of(rows)
-    if not trained:
-        return ""
     def words(row):
         r = row["recipe"]
         tokens = r["steps"] * r["micro_batches"] * r["data"]["batch_tokens"]
         return (f"{size_of(row)} {row['method']}: begun from {row['start']}, {r['steps']} steps of at most "
                 f"{r['micro_batches'] * r['data']['batch_tokens']:,} tokens, prompts and padding among them ({tokens / 1e6:.1f} "
                 f"million in all), rate {r['rate']:g}, layers {r['type']}, head {r['head_type']}")
-    return f"""
-trained: by `scripts/heal/run`, to write behind the full model's KV, or alone, reading the prompt itself (the paper's finetuned
-twin); on the next token of the text (ce) or on the full model's distribution (kl). {"; ".join(map(words, trained))}.
-"""
+    return "; ".join(map(words, trained_of(rows)))
 
 
-def shown_rows(rows: list) -> list:
-    """(name, row): the smallest reconstructed twin, what training made of it, and the twin of this repository."""
-    shapes = sorted(tuple(row["shape"]) for row in rows if row["method"] == "reconstruct")
-    shape = list(shapes[0])
-    trained = [row for row in trained_of(rows) if is_shown(row, shape)]
-    if not trained:
-        return []
-    picked = [find(rows, "pruned", shape, "reconstruct"), find(rows, "overfill", shape, "reconstruct"), *trained]
+def shown_rows(rows: list, shape: list) -> list:
+    """(name, row): the reconstructed twin, what training made of it, and the twin of this repository."""
+    picked = [find(rows, "pruned", shape, "reconstruct"), find(rows, "overfill", shape, "reconstruct")]
+    picked += [row for row in trained_of(rows) if is_shown(row, shape)]
     picked += [row for row in rows if row["method"] == "shipped"]
     names = {"pruned": "twin alone", "overfill": "OverFill"}
     return [(f"{names[row['system']]}, {size_of(row)} {METHODS.get(row['method'], row['method'])}", row) for row in picked]
 
 
-def positions_section(rows: list) -> str:
-    shown = shown_rows(rows)
-    if not shown:
-        return ""
+def positions_table(shown: list) -> str:
     places = [f"{b['begin']}..{b['end']}" for b in shown[0][1]["tasks"]["nll"]["positions"]]
-    lines = [[name] + [f"{b['kl']:.2f}" for b in row["tasks"]["nll"]["positions"]] for name, row in shown]
-    return f"""
-![KL by output position, trained](quality-trained.svg)
-
-KL to the full model by output position, before and after training:
-
-{table(["", *places], lines)}
-"""
+    return table(["", *places], [[name] + [f"{b['kl']:.2f}" for b in row["tasks"]["nll"]["positions"]] for name, row in shown])
 
 
 def prompts_table(prompts: list, shape: list) -> str:
-    """Before and after training, where trained twins were measured."""
-    others = list(prompts[0].get("others", {}))
-    if not others:
-        return ""
     size = "/".join(map(str, shape))
     answers = {f"twin alone, {size} reconstruct": [p["pruned"] for p in prompts],
                f"OverFill, {size} reconstruct": [p["overfill"] for p in prompts],
-               **{f"OverFill, {METHODS.get(name, name)}": [p["others"][name] for p in prompts] for name in others}}
+               **{f"OverFill, {METHODS.get(name, name)}": [p["others"][name] for p in prompts] for name in prompts[0]["others"]}}
     lines = [[name] + [cell(answer, "kl", False) for answer in found] for name, found in answers.items()]
-    return f"""
-KL to the full model by prompt tokens, before and after training:
+    return table([""] + [str(p["prompt_tokens"]) for p in prompts], lines)
 
-{table([""] + [str(p["prompt_tokens"]) for p in prompts], lines)}
-"""
+
+def trained_section(result: dict) -> str:
+    rows, nll = result["rows"], result["rows"][0]["tasks"]["nll"]
+    shape = next(row for row in rows if row["method"] == "reconstruct")["shape"]
+    prompts = f"""
+KL to the full model by prompt tokens, {result['prompts'][0]['overfill']['n']} documents, {result['prompts'][0]['overfill']['score_tokens']} tokens scored:
+
+{prompts_table(result['prompts'], shape)}
+""" if "prompts" in result else ""
+    return f"""## Before and after training
+
+By `scripts/quality --healed`, {result['date']}. Trained: by `scripts/heal/run` on `t0.train`, to write behind the full model's KV, or alone,
+reading the prompt itself (the paper's finetuned twin); on the next token of the text (ce) or on the full model's distribution (kl).
+{recipes(rows)}. shipped: the twin of this repository, whose training its card tells (`models/smollm2-135m-overfill.md`).
+reconstruct: untrained, q8_0, solved for on {result['calibration_tokens']:,} tokens.
+
+{nll['n']} documents for NLL, KL and agree, as above; ROUGE-L: of greedy answers to prompts of `t0.valid`, 64 tokens at most.
+
+{main_table(rows)}
+{trained_ordering(rows)}
+![KL by output position, before and after training](quality-trained.svg)
+
+KL to the full model by output position:
+
+{positions_table(shown_rows(rows, shape))}
+{prompts}"""
 
 
 # --- pictures
@@ -332,10 +350,6 @@ def size_chart(rows: list) -> Chart:
               for system, name, dash in (("overfill", "OverFill", ""), ("pruned", "twin alone", "5 4"))]
     series += [(f"OverFill, {METHODS[method]}", colour, "", points("overfill", method))
                for method, colour in OTHERS.items() if points("overfill", method)]
-    for colour, row in zip(TRAINED, trained_of(rows)):
-        name = "twin alone" if row["system"] == "pruned" else "OverFill"
-        series.append((f"{name}, {size_of(row)} {row['method']}", colour, "", [
-            (row["tasks"]["nll"]["decoder_bytes"] / 1e6, row["tasks"]["nll"]["metric"]["kl"])]))
     return Chart("Quality against decoder size", "MB of weights a decode step reads", "KL to the full model, nats a token",
                  series)
 
@@ -355,10 +369,10 @@ def position_chart(rows: list) -> Chart:
                  "KL to the full model, nats a token", series)
 
 
-def trained_chart(rows: list) -> Chart:
+def trained_chart(rows: list, shape: list) -> Chart:
     """Behind the full model only: the twin alone is far above all of them."""
     series = [(name, colour, "", kl_by_position(row)) for colour, (name, row) in zip(
-        ("#0b6e99",) + TRAINED, [s for s in shown_rows(rows) if s[1]["system"] == "overfill"])]
+        ("#0b6e99",) + TRAINED, [s for s in shown_rows(rows, shape) if s[1]["system"] == "overfill"])]
     return Chart("Divergence by output position, before and after training", "output position, tokens",
                  "KL to the full model, nats a token", series)
 
@@ -395,12 +409,7 @@ def document(result: dict) -> str:
     rows, nll = result["rows"], result["rows"][0]["tasks"]["nll"]
     makes = "; ".join(f"{'/'.join(map(str, t['shape']))} {t['method']}: {t['cpu_seconds']:.0f} s of CPU, {t['bytes'] / 1e6:.0f} MB"
                       for t in result["twins"])
-    purpose, exception = "without any training", "the one named shipped"
-    if trained_of(rows):
-        purpose, exception = "before and after training", "those named trained and the one named shipped"
-    return f"""# Quality
-
-What width pruning costs and what OverFill wins back, {purpose}. Everything below is written by
+    return f"""What width pruning costs and what OverFill wins back, without any training but the shipped twin's. Everything here is written by
 `scripts/quality` from answers of `overfill eval`, which runs the pools, pages and kernels of serving.
 
 Model: {result['model']}. Twins: q8_0, calibrated on {result['calibration_tokens']:,} tokens of `t0.train` (minitron:
@@ -413,10 +422,10 @@ Model: {result['model']}. Twins: q8_0, calibrated on {result['calibration_tokens
 - **OverFill**: the full model reads the prompt and gives the first token, the twin writes on the full model's KV.
 
 minitron keeps the channels with the largest activations, as the paper does before it trains. reconstruct solves for the
-twin's matrices. The paper's twins are trained after cutting; none of these is, but for {exception}: the twin
+twin's matrices. The paper's twins are trained after cutting; none of these is, but for the one named shipped: the twin
 that this repository brings, MLP channels cut and then trained on the full model's KV, in 4 bits (`models/smollm2-135m-overfill.md`).
 rounded: nothing cut, the full model in that twin's type.
-{recipes(rows)}
+
 ## Figures
 
 With 95 % bootstrap intervals over rows; rows are chosen by hash, the same ones for every system. NLL and KL in nats a
@@ -441,13 +450,13 @@ here is with the decoder first.
 OverFill minus the twin alone (NLL and KL: less is better; BoolQ with the decoder first):
 
 {gain_table(rows)}
-{trained_section(rows)}
+
 ## Size, position, prompt length
 
 ![KL against decoder size](quality-size.svg)
 
 ![KL by output position](quality-position.svg)
-{positions_section(rows)}{prompt_section(result.get("prompts", []), result["twins"][0]["shape"])}{calibration_section(result.get("calibrations", []))}"""
+{prompt_section(result.get("prompts", []), result["twins"][0]["shape"])}{calibration_section(result.get("calibrations", []))}"""
 
 
 def prompt_section(prompts: list, shape: list) -> str:
@@ -460,7 +469,7 @@ def prompt_section(prompts: list, shape: list) -> str:
 
 KL won by OverFill over the twin alone ({shape[0]}/{shape[1]} reconstruct, {prompts[0]['overfill']['n']} documents,
 {prompts[0]['overfill']['score_tokens']} tokens scored), by prompt tokens: {gains}.
-{prompts_table(prompts, shape)}"""
+"""
 
 
 def better(calibrations: list) -> str:
@@ -499,18 +508,31 @@ The better one is {better(calibrations)}.
 """
 
 
-def write(result: dict, folder: pathlib.Path) -> None:
-    charts = {"quality-size": size_chart(result["rows"]), "quality-position": position_chart(result["rows"])}
-    if shown_rows(result["rows"]):
-        charts["quality-trained"] = trained_chart(result["rows"])
-    if result.get("prompts"):
-        charts["quality-prompt"] = prompt_chart(result["prompts"])
+def draw(charts: dict, folder: pathlib.Path) -> None:
     reasons = set()
     for name, chart in charts.items():
         path = folder / f"{name}.svg"
         path.write_text(chart.svg())
         reasons.add(write_png(path))
-    (folder / "QUALITY.md").write_text(document(result))
     for reason in reasons - {""}:
         print(f"==> {reason}", file=sys.stderr)
-    print(f"==> {folder / 'QUALITY.md'}", file=sys.stderr)
+
+
+def put(folder: pathlib.Path, mark: str, text: str) -> None:
+    path = folder / "QUALITY.md"
+    splice(path, f"<!-- measured: written by {mark} -->", END, text, "Quality")
+    print(f"==> {path}", file=sys.stderr)
+
+
+def write(result: dict, folder: pathlib.Path) -> None:
+    charts = {"quality-size": size_chart(result["rows"]), "quality-position": position_chart(result["rows"])}
+    if result.get("prompts"):
+        charts["quality-prompt"] = prompt_chart(result["prompts"])
+    draw(charts, folder)
+    put(folder, "scripts/quality", document(result))
+
+
+def write_trained(result: dict, folder: pathlib.Path) -> None:
+    shape = next(row for row in result["rows"] if row["method"] == "reconstruct")["shape"]
+    draw({"quality-trained": trained_chart(result["rows"], shape)}, folder)
+    put(folder, "scripts/quality --healed", trained_section(result))

@@ -76,18 +76,24 @@ void attention_store_head(struct forward *f, uint32_t head, size_t row_begin, si
     }
 }
 
-/* Page i of the slice: in place if the kernel can read it so, else converted to scratch. */
+/* Page i of the slice's first n_pages: in place if the kernel can read it so, else converted to
+ * scratch. */
 static void load_page(const struct forward *f, const struct forward_slice *slice, size_t i,
-                      uint32_t kv_head, const struct member_scratch *scratch, struct attend_page *a)
+                      size_t n_pages, uint32_t kv_head, const struct member_scratch *scratch,
+                      struct attend_page *a)
 {
     const void *keys = kv_page_keys(f->pool, slice->pages[i], f->kv_layer, kv_head);
     const void *values = kv_page_values(f->pool, slice->pages[i], f->kv_layer, kv_head);
     const float *float_keys, *float_values;
     a->keys = keys;
     a->values = values;
+    a->next_keys = NULL;
     a->is_half = kv_is_half(f->pool);
-    if (a->is_half)
+    if (a->is_half) {
+        if (i + 1 < n_pages)
+            a->next_keys = kv_page_keys(f->pool, slice->pages[i + 1], f->kv_layer, kv_head);
         return;
+    }
     kv_load(f->pool, f->kernels, keys, values, scratch->keys, scratch->values, &float_keys,
             &float_values);
     a->keys = float_keys;
@@ -134,8 +140,9 @@ void attention_unit(void *context, unsigned member, size_t unit)
         memset(s, 0, ATTEND_STATE(p->head_dim) * sizeof(float));
         s[0] = -INFINITY;
     }
-    for (size_t page = 0; page * KERNEL_PAGE_TOKENS < first + u->n_rows; page++) {
-        load_page(f, slice, page, kv_head, scratch, &a);
+    size_t n_pages = (first + u->n_rows + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    for (size_t page = 0; page < n_pages; page++) {
+        load_page(f, slice, page, n_pages, kv_head, scratch, &a);
         for (size_t i = 0; i < a.n_q; i++) {
             size_t end = first + i / group + 1; /* causal: itself and what came before */
             size_t begin = page * KERNEL_PAGE_TOKENS;

@@ -151,9 +151,9 @@ INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t
             finish(m, row + (size_t)r, t, h, acc[r][h]);
 }
 
-static void quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+static void quantize(const float *x, size_t n, bool coarse, int16_t *q, float *scale, int32_t *sum)
 {
-    x86_quantize(x, n, q, scale, sum, false);
+    x86_quantize(x, n, coarse, q, scale, sum, false);
 }
 
 static void attend(const struct attend_page *a)

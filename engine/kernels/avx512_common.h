@@ -27,19 +27,20 @@ INLINE void add_digits(__m512i *sum, __m512i bytes, const int8_t *x, size_t stri
 
 /* The sums of a block: of int8 weights, 128 added to each, times high and low digits apart. */
 INLINE void add_block_q8(__m512i *high, __m512i *low, const uint8_t *w, const int8_t *x,
-                         size_t stride, const int n_rows)
+                         size_t stride, const int n_rows, const bool coarse)
 {
     X86_KEEP_LOOP
     for (size_t g = 0; g < 8; g++) {
         __m512i bytes = _mm512_xor_si512(_mm512_loadu_si512(w + g * 64), _mm512_set1_epi8(-128));
         add_digits(high, bytes, x + 4 * g, stride, n_rows);
-        add_digits(low, bytes, x + KERNEL_BLOCK + 4 * g, stride, n_rows);
+        if (!coarse)
+            add_digits(low, bytes, x + KERNEL_BLOCK + 4 * g, stride, n_rows);
     }
 }
 
 /* The same of nibbles: sixteen times a nibble is a byte as well, so one sum takes both digits. */
 INLINE void add_block_q4(__m512i *sum, const uint8_t *w, const int8_t *x, size_t stride,
-                         const int n_rows)
+                         const int n_rows, const bool coarse)
 {
     const __m512i low_mask = _mm512_set1_epi8(0x0f);
     const __m512i high_mask = _mm512_set1_epi8((char)0xf0);
@@ -49,8 +50,10 @@ INLINE void add_block_q4(__m512i *sum, const uint8_t *w, const int8_t *x, size_t
         __m512i packed = _mm512_loadu_si512(w + g * 64);
         __m512i shifted = _mm512_and_si512(_mm512_slli_epi16(packed, 4), high_mask);
         add_digits(sum, shifted, first, stride, n_rows);
-        add_digits(sum, _mm512_and_si512(packed, low_mask), first + KERNEL_BLOCK, stride, n_rows);
         add_digits(sum, _mm512_and_si512(packed, high_mask), first + 16, stride, n_rows);
+        if (coarse)
+            continue;
+        add_digits(sum, _mm512_and_si512(packed, low_mask), first + KERNEL_BLOCK, stride, n_rows);
         shifted = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_mask);
         add_digits(sum, shifted, first + 16 + KERNEL_BLOCK, stride, n_rows);
     }
@@ -66,7 +69,7 @@ INLINE __m512i first_sum(const struct matmul *m, const enum kernel_layout layout
 
 /* The integer sums of block b for n_rows rows from `row` on. */
 INLINE void sum_block(const struct matmul *m, const enum kernel_layout layout, const uint8_t *w,
-                      size_t b, size_t row, __m512i *sum, const int n_rows)
+                      size_t b, size_t row, __m512i *sum, const int n_rows, const bool coarse)
 {
     const size_t stride = m->x->stride * KERNEL_BLOCK * sizeof(int16_t);
     const size_t first = row * m->x->stride + b;
@@ -78,10 +81,10 @@ INLINE void sum_block(const struct matmul *m, const enum kernel_layout layout, c
         high[r] = _mm512_setzero_si512();
     }
     if (layout != KERNEL_Q8) {
-        add_block_q4(sum, w, x, stride, n_rows);
+        add_block_q4(sum, w, x, stride, n_rows, coarse);
         return;
     }
-    add_block_q8(high, sum, w, x, stride, n_rows);
+    add_block_q8(high, sum, w, x, stride, n_rows, coarse);
     for (int r = 0; r < n_rows; r++)
         sum[r] = _mm512_add_epi32(sum[r], _mm512_slli_epi32(high[r], 4));
 }
@@ -104,8 +107,8 @@ INLINE void scale_block(const struct matmul *m, const enum kernel_layout layout,
     }
 }
 
-INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t t, size_t row,
-                 const int n_rows)
+INLINE void rows_of(const struct matmul *m, const enum kernel_layout layout, size_t t, size_t row,
+                    const int n_rows, const bool coarse)
 {
     const uint8_t *w = m->tiles + t * m->tile_bytes;
     __m512 acc[MAX_ROWS];
@@ -115,20 +118,29 @@ INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t
     for (size_t b = 0; b < m->n_blocks; b++, w += kernel_block_bytes(layout)) {
         __m512i sum[MAX_ROWS];
         x86_prefetch_block(w, layout);
-        sum_block(m, layout, w, b, row, sum, n_rows);
+        sum_block(m, layout, w, b, row, sum, n_rows, coarse);
         scale_block(m, layout, w, b, row, sum, acc, n_rows);
     }
     for (int r = 0; r < n_rows; r++)
         finish(m, row + (size_t)r, t, acc[r]);
 }
 
+INLINE void rows(const struct matmul *m, const enum kernel_layout layout, size_t t, size_t row,
+                 const int n_rows)
+{
+    if (m->x->coarse)
+        rows_of(m, layout, t, row, n_rows, true);
+    else
+        rows_of(m, layout, t, row, n_rows, false);
+}
+
 X86_DEFINE_MATMUL(vector_matmul_q8, KERNEL_Q8, MAX_ROWS)
 X86_DEFINE_MATMUL(vector_matmul_q4, KERNEL_Q4, MAX_ROWS)
 X86_DEFINE_MATMUL(vector_matmul_q4_min, KERNEL_Q4_MIN, MAX_ROWS)
 
-static void quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+static void quantize(const float *x, size_t n, bool coarse, int16_t *q, float *scale, int32_t *sum)
 {
-    x86_quantize(x, n, q, scale, sum, true);
+    x86_quantize(x, n, coarse, q, scale, sum, true);
 }
 
 /* x86_exp in twice the lanes. */
@@ -173,6 +185,7 @@ INLINE void page_scores(const struct attend_page *a, const bool is_half, const f
     for (size_t d = 0; d < a->head_dim; d++) {
         __m512 low = page_load(a->keys, d * KERNEL_PAGE_TOKENS, is_half);
         __m512 high = page_load(a->keys, d * KERNEL_PAGE_TOKENS + 16, is_half);
+        x86_page_prefetch(a->values, d * KERNEL_PAGE_TOKENS, KERNEL_PAGE_TOKENS, is_half);
         for (int j = 0; j < n; j++) {
             __m512 x = _mm512_set1_ps(q[(size_t)j * a->q_stride + d]);
             scores[j][0] = _mm512_fmadd_ps(x, low, scores[j][0]);
@@ -216,8 +229,10 @@ INLINE void add_values(const struct attend_page *a, const bool is_half, const st
         for (int v = 0; v < n_vectors; v++)
             sum[j][v] = _mm512_mul_ps(_mm512_loadu_ps(q->acc[j] + d + 16 * v),
                                       _mm512_set1_ps(q->correction[j]));
+    const void *after = x86_page_after(a);
     for (size_t t = 0; t < q->n_common; t++) {
         __m512 values[2];
+        x86_page_prefetch(after, t * a->head_dim + d, (size_t)n_vectors * 16, is_half);
         for (int v = 0; v < n_vectors; v++)
             values[v] = page_load(a->values, t * a->head_dim + d + 16 * (size_t)v, is_half);
         for (int j = 0; j < n; j++)

@@ -174,7 +174,7 @@ INLINE void block_to_bf16(const float *x, int16_t *q)
 }
 
 /* Rows of bf16 where integers would lie; they need no scales. */
-static void to_bf16(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+static void to_bf16(const float *x, size_t n, bool coarse, int16_t *q, float *scale, int32_t *sum)
 {
     size_t i = 0;
     (void)scale;

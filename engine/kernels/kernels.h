@@ -45,8 +45,9 @@ static inline size_t kernel_block_bytes(enum kernel_layout layout)
 size_t kernel_tile_bytes(enum kernel_layout layout, size_t n_blocks);
 
 /* Activations quantised by `quantize`: rows of blocks of 12-bit integers v. Eight bits are not
- * enough: with the weights kept exactly, they alone break the bounds of the golden test
- * (tests/golden). Twelve are what two digits of a byte can hold when a weight of 4 bits and 16
+ * enough for a model that is to be itself: with the weights kept exactly, they alone break the
+ * bounds of the golden test (tests/golden). For a twin, which is another model anyway, they are:
+ * `coarse` has v of 16 times an 8-bit integer, whose low digits are 0 and need no products. Twelve are what two digits of a byte can hold when a weight of 4 bits and 16
  * times that weight are bytes too: v = 16 high + low, |high| <= 127, -8 <= low <= 7, and weight * v
  * = (16 weight) * high + weight * low, so that products of bytes add it up in one sum. How the 64
  * bytes of a block hold v is the table's own matter; what quantised must multiply:
@@ -59,8 +60,11 @@ struct quantized_rows {
     float *scale;  /* [n_rows][stride]; value = scale * v */
     int32_t *sum;  /* [n_rows][stride]; of the block's v */
     size_t stride; /* blocks from row to row, at least as many as a row has */
+    bool coarse;
 };
 #define KERNEL_Q_MAX 2039 /* 16 * 127 + 7 */
+#define KERNEL_Q_COARSE_MAX 127
+#define KERNEL_Q_COARSE_STEP 16
 
 /* out[row - row_begin][16 * (tile - tile_begin) + i] = (accumulate ? that : 0) + sum over inputs of
  * weight * activation. Order of the float sum: blocks ascending, for each block fma(isum, wscale *
@@ -89,6 +93,7 @@ struct attend_page {
     size_t head_dim;
     const void *keys;      /* [head_dim][32] : transposed, so that no sum crosses lanes */
     const void *values;    /* [32][head_dim] */
+    const void *next_keys; /* of the page after this one, fetched ahead; NULL: there is none */
     bool is_half;          /* both are halves, else floats */
     const uint8_t *n_keys; /* [n_q]: the first so many keys count; 0: none of this page */
     float *state;          /* [n_q][ATTEND_STATE(head_dim)] */
@@ -98,8 +103,9 @@ struct attend_page {
 /* Products of quantised weights, and what they want activations to be. */
 struct products {
     /* x[n] to blocks; the last block is filled up with zeros. scale = max|x| / KERNEL_Q_MAX, round
-     * to even. */
-    void (*quantize)(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum);
+     * to even; coarse: max|x| / (KERNEL_Q_COARSE_STEP * KERNEL_Q_COARSE_MAX), to multiples of the
+     * step. */
+    void (*quantize)(const float *x, size_t n, bool coarse, int16_t *q, float *scale, int32_t *sum);
     void (*matmul[KERNEL_LAYOUTS])(const struct matmul *m);
     size_t unit_rows; /* rows of a call that make up for what it costs; at most
                          KERNEL_MOST_UNIT_ROWS */

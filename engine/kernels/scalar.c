@@ -29,8 +29,10 @@ static size_t place(size_t i)
     return i / 4 * 4 + ORDER[i % 4];
 }
 
-static void quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum)
+static void quantize(const float *x, size_t n, bool coarse, int16_t *q, float *scale, int32_t *sum)
 {
+    const float q_max = coarse ? KERNEL_Q_COARSE_MAX : KERNEL_Q_MAX;
+    const int32_t step = coarse ? KERNEL_Q_COARSE_STEP : 1;
     for (size_t b = 0; b * KERNEL_BLOCK < n; b++, q += KERNEL_BLOCK) {
         size_t begin = b * KERNEL_BLOCK;
         size_t len = n - begin < KERNEL_BLOCK ? n - begin : KERNEL_BLOCK;
@@ -38,15 +40,15 @@ static void quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t
         for (size_t i = 0; i < len; i++)
             max = fmaxf(max, fabsf(x[begin + i]));
 
-        float inverse = max > 0 ? KERNEL_Q_MAX / max : 0;
+        float inverse = max > 0 ? q_max / max : 0;
         int32_t total = 0;
         memset(q, 0, KERNEL_BLOCK * sizeof(*q));
         for (size_t i = 0; i < len; i++) {
-            int32_t v = (int32_t)lrintf(x[begin + i] * inverse);
+            int32_t v = (int32_t)lrintf(x[begin + i] * inverse) * step;
             q[place(i)] = (int16_t)v;
             total += v;
         }
-        scale[b] = max / KERNEL_Q_MAX;
+        scale[b] = max / (q_max * (float)step);
         sum[b] = total;
     }
 }

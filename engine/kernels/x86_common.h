@@ -89,8 +89,10 @@ static void x86_rmsnorm(const float *x, const float *weight, size_t n, size_t wi
 }
 
 /* 32 values as v in eight lanes of four vectors. */
-INLINE void x86_round_block(const float *x, __m256i n[4], float *scale, int32_t *sum)
+INLINE void x86_round_block(const float *x, const bool coarse, __m256i n[4], float *scale,
+                            int32_t *sum)
 {
+    const float q_max = coarse ? KERNEL_Q_COARSE_MAX : KERNEL_Q_MAX;
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256 v[4];
     __m256 max8 = _mm256_setzero_ps();
@@ -99,17 +101,19 @@ INLINE void x86_round_block(const float *x, __m256i n[4], float *scale, int32_t 
         max8 = _mm256_max_ps(_mm256_and_ps(v[i], no_sign), max8);
     }
     float max = x86_fold_max(max8);
-    __m256 inverse = _mm256_set1_ps(max > 0 ? KERNEL_Q_MAX / max : 0);
+    __m256 inverse = _mm256_set1_ps(max > 0 ? q_max / max : 0);
 
     __m256i total = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
         n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+        if (coarse)
+            n[i] = _mm256_slli_epi32(n[i], 4);
         total = _mm256_add_epi32(total, n[i]);
     }
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    *scale = max / KERNEL_Q_MAX;
+    *scale = max / (coarse ? q_max * KERNEL_Q_COARSE_STEP : q_max);
     *sum = _mm_cvtsi128_si32(four);
 }
 
@@ -145,27 +149,31 @@ INLINE void x86_store_digits(const __m256i n[4], int16_t *q)
     _mm256_storeu_si256((__m256i *)(q + 16), x86_pack_bytes(low));
 }
 
-INLINE void x86_quantize_block(const float *x, int16_t *q, float *scale, int32_t *sum,
+INLINE void x86_quantize_block(const float *x, bool coarse, int16_t *q, float *scale, int32_t *sum,
                                const bool digits)
 {
     __m256i n[4];
-    x86_round_block(x, n, scale, sum);
+    if (coarse)
+        x86_round_block(x, true, n, scale, sum);
+    else
+        x86_round_block(x, false, n, scale, sum);
     if (digits)
         x86_store_digits(n, q);
     else
         x86_store_pairs(n, q);
 }
 
-INLINE void x86_quantize(const float *x, size_t n, int16_t *q, float *scale, int32_t *sum,
-                         const bool digits)
+INLINE void x86_quantize(const float *x, size_t n, bool coarse, int16_t *q, float *scale,
+                         int32_t *sum, const bool digits)
 {
     size_t b = 0;
     for (; (b + 1) * KERNEL_BLOCK <= n; b++)
-        x86_quantize_block(x + b * KERNEL_BLOCK, q + b * KERNEL_BLOCK, scale + b, sum + b, digits);
+        x86_quantize_block(x + b * KERNEL_BLOCK, coarse, q + b * KERNEL_BLOCK, scale + b, sum + b,
+                           digits);
     if (b * KERNEL_BLOCK < n) {
         float tail[KERNEL_BLOCK] = {0};
         memcpy(tail, x + b * KERNEL_BLOCK, (n - b * KERNEL_BLOCK) * sizeof(float));
-        x86_quantize_block(tail, q + b * KERNEL_BLOCK, scale + b, sum + b, digits);
+        x86_quantize_block(tail, coarse, q + b * KERNEL_BLOCK, scale + b, sum + b, digits);
     }
 }
 
@@ -230,6 +238,21 @@ INLINE __m256 x86_page_load(const void *elements, size_t i, const bool is_half)
                : _mm256_loadu_ps((const float *)elements + i);
 }
 
+/* A decode step reads every page once, and a page is too short for the CPU to see it coming: who
+ * reads n elements from i on asks for the same place of what is read after this: of the values
+ * while keys pass, of the next page's keys while values do. */
+INLINE void x86_page_prefetch(const void *after, size_t i, size_t n, const bool is_half)
+{
+    const size_t size = is_half ? sizeof(uint16_t) : sizeof(float);
+    for (size_t byte = 0; byte < n * size; byte += 64)
+        _mm_prefetch((const char *)after + i * size + byte, _MM_HINT_T1);
+}
+
+INLINE const void *x86_page_after(const struct attend_page *a)
+{
+    return a->next_keys ? a->next_keys : a->values;
+}
+
 /* Queries of one pass over a page: three times four vectors of sums leave registers for the
  * operands. */
 #define ATTEND_QUERIES 3
@@ -247,6 +270,7 @@ INLINE void x86_page_scores(const struct attend_page *a, const bool is_half, con
         __m256 x[ATTEND_QUERIES];
         for (int j = 0; j < n; j++)
             x[j] = _mm256_set1_ps(q[(size_t)j * a->q_stride + d]);
+        x86_page_prefetch(a->values, d * KERNEL_PAGE_TOKENS, KERNEL_PAGE_TOKENS, is_half);
         for (size_t v = 0; v < 4; v++) {
             __m256 keys = x86_page_load(a->keys, d * KERNEL_PAGE_TOKENS + 8 * v, is_half);
             for (int j = 0; j < n; j++)
@@ -301,8 +325,10 @@ INLINE void x86_add_values(const struct attend_page *a, const bool is_half,
         for (int v = 0; v < n_vectors; v++)
             sum[j][v] = _mm256_mul_ps(_mm256_loadu_ps(q->acc[j] + d + 8 * v),
                                       _mm256_set1_ps(q->correction[j]));
+    const void *after = x86_page_after(a);
     for (size_t t = 0; t < q->n_common; t++) {
         __m256 p[ATTEND_QUERIES];
+        x86_page_prefetch(after, t * a->head_dim + d, (size_t)n_vectors * 8, is_half);
         for (int j = 0; j < n; j++)
             p[j] = _mm256_set1_ps(q->p[j][t]);
         for (int v = 0; v < n_vectors; v++) {

@@ -516,6 +516,7 @@ int model_open(struct model_file *file, const struct model_open_options *options
         return rc;
     }
     model->file = file;
+    model->coarse = options->coarse;
     hash_file(model);
     rc = open_weights(model, options, err);
     if (rc) {

@@ -74,6 +74,7 @@ struct model {
     struct model_params params;
     enum model_weights weights;
     bool quantized;    /* the products take quantised activations (weights is not F32) */
+    bool coarse;       /* of 8 bits (kernels.h) */
     uint32_t head_pad; /* head_dim rounded up to KERNEL_TILE */
     struct weight_arena arena;
     struct layer *layers;
@@ -95,6 +96,7 @@ typedef void model_progress_fn(void *user, double share);
 
 struct model_open_options {
     enum model_weights weights;
+    bool coarse;
     uint32_t n_positions; /* the longest context in tokens */
     /* Folder where packed weights are kept and found again, or NULL. What is wrong with it is a
      * line in the log; the weights are then packed as without it. */

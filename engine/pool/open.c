@@ -156,6 +156,21 @@ static struct model_open_options model_options(const struct engine_options *o,
     };
 }
 
+/* Is nothing cut and nothing rounded? */
+static bool is_same_model(const struct model_file *a, const struct model_file *b)
+{
+    size_t n = model_file_n_tensors(a);
+    if (n != model_file_n_tensors(b))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        const struct tensor *t = model_file_tensor_at(a, i);
+        const struct tensor *other = model_file_tensor(b, t->name);
+        if (!other || other->type != t->type || memcmp(other->dims, t->dims, sizeof(t->dims)) != 0)
+            return false;
+    }
+    return true;
+}
+
 static int open_twin(struct engine *engine, struct progress *progress, struct error *err)
 {
     const struct engine_options *o = &engine->options;
@@ -173,7 +188,10 @@ static int open_twin(struct engine *engine, struct progress *progress, struct er
         log_warn("%s: %s; the full model's is used", o->pruned_path, warning.message);
     progress->what = "loading the pruned model";
     progress->begin += progress->width;
-    const struct model_open_options how = model_options(o, progress);
+    struct model_open_options how = model_options(o, progress);
+    how.coarse = o->pruned_activations == ACTIVATIONS_AUTO
+                     ? !is_same_model(engine->full->file, file)
+                     : o->pruned_activations == ACTIVATIONS_8;
     return model_open(file, &how, &engine->pruned, err);
 }
 
@@ -262,8 +280,10 @@ static void fill_info(struct engine *engine)
     info->prefill_threads = o->prefill_threads;
     info->decode_threads = o->decode_threads;
     info->decode = o->decode != DECODE_DEFAULT ? o->decode : twin ? DECODE_PRUNED : DECODE_FULL;
-    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %s", full->file_hash,
-             twin ? twin->file_hash : 0, (int)o->weights, (int)o->kv_type, info->kernels);
+    info->pruned_is_coarse = twin && twin->quantized && twin->coarse;
+    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %d %s", full->file_hash,
+             twin ? twin->file_hash : 0, (int)o->weights, (int)o->kv_type, info->pruned_is_coarse,
+             info->kernels);
     snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64,
              hash_bytes(HASH_START, parts, strlen(parts)));
 }

@@ -26,3 +26,14 @@ def test_identity_twin_gives_the_full_models_tokens(program, model, identity, sa
                     "Tell me about the sea.")
     assert pair["tokens"] == full["tokens"]
     assert len(full["tokens"]) > 8
+
+
+def test_eight_bits_are_for_twins_that_are_another_model(program, model, identity):
+    def logprobs(*args):
+        answer = generate(program, "--model", model, *args, "--logprobs", "1", "Tell me about the sea.")
+        return answer["top_logprobs"]
+
+    full = logprobs()
+    assert logprobs("--pruned", identity) == full
+    assert logprobs("--pruned", identity, "--pruned-activations", "12") == full
+    assert logprobs("--pruned", identity, "--pruned-activations", "8") != full

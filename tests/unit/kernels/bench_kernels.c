@@ -62,7 +62,7 @@ static void run_attend(struct work *w)
 
 static void run_quantize(struct work *w)
 {
-    w->products->quantize(w->x, w->n, w->rows.q, w->rows.scale, w->rows.sum);
+    w->products->quantize(w->x, w->n, w->rows.coarse, w->rows.q, w->rows.scale, w->rows.sum);
 }
 
 static float *random_floats(size_t n)
@@ -99,7 +99,7 @@ static void bench_matmul(const char *name, const struct products *products,
     };
     memset(tiles, 0x11, n_tiles * tile_bytes);
     for (size_t r = 0; r < n_rows; r++)
-        products->quantize(x + r * n_in, n_in, rows.q + r * n_in, rows.scale + r * n_blocks,
+        products->quantize(x + r * n_in, n_in, rows.coarse, rows.q + r * n_in, rows.scale + r * n_blocks,
                            rows.sum + r * n_blocks);
     struct work w = {
         .products = products,

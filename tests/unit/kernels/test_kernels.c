@@ -144,17 +144,19 @@ static void quantize_gives_the_same_bits(void **state)
     (void)state;
     FOR_EACH_TABLE(k)
     {
-        for (size_t i = 0; i < N_LENGTHS; i++) {
-            fill(x, LENGTHS[i]);
+        for (size_t i = 0; i < 2 * N_LENGTHS; i++) {
+            size_t n = LENGTHS[i / 2];
+            bool coarse = i % 2;
+            fill(x, n);
             if (i % 3 == 0)
-                memset(x, 0, LENGTHS[i] * sizeof(float)); /* a block of zeros has scale 0 */
+                memset(x, 0, n * sizeof(float)); /* a block of zeros has scale 0 */
             memset(&expected, 7, sizeof(expected));
             memset(&got, 7, sizeof(got));
-            KERNELS_SCALAR.products.quantize(x, LENGTHS[i], expected.q[0], expected.scale,
+            KERNELS_SCALAR.products.quantize(x, n, coarse, expected.q[0], expected.scale,
                                              expected.sum);
             if (has_digits(k))
-                pairs_to_digits(expected.q[0], (LENGTHS[i] + KERNEL_BLOCK - 1) / KERNEL_BLOCK);
-            k->products.quantize(x, LENGTHS[i], got.q[0], got.scale, got.sum);
+                pairs_to_digits(expected.q[0], (n + KERNEL_BLOCK - 1) / KERNEL_BLOCK);
+            k->products.quantize(x, n, coarse, got.q[0], got.scale, got.sum);
             assert_memory_equal(&got, &expected, sizeof(got));
         }
     }
@@ -169,11 +171,13 @@ static void quantize_keeps_the_value(void **state)
     (void)state;
     for (int round = 0; round < 2000; round++) {
         int32_t total = 0;
+        int step = round % 2 ? KERNEL_Q_COARSE_STEP : 1;
         fill(x, KERNEL_BLOCK);
-        KERNELS_SCALAR.products.quantize(x, KERNEL_BLOCK, q, &scale, &sum);
+        KERNELS_SCALAR.products.quantize(x, KERNEL_BLOCK, step > 1, q, &scale, &sum);
         for (size_t i = 0; i < KERNEL_BLOCK; i++) {
             int16_t v = q[place(i)];
-            assert_true(fabsf((float)v * scale - x[i]) <= 0.51f * scale);
+            assert_true(fabsf((float)v * scale - x[i]) <= 0.51f * (float)step * scale);
+            assert_int_equal(v % step, 0);
             assert_int_not_equal(v, INT16_MIN);
             total += v;
         }
@@ -192,7 +196,7 @@ struct product {
 };
 
 static void product_open(struct product *p, enum kernel_layout layout, size_t n_blocks,
-                         size_t n_tiles, size_t n_rows, size_t extra)
+                         size_t n_tiles, size_t n_rows, size_t extra, bool coarse)
 {
     size_t block_bytes = kernel_block_bytes(layout);
     size_t weight_bytes = kernel_weight_bytes(layout);
@@ -218,10 +222,11 @@ static void product_open(struct product *p, enum kernel_layout layout, size_t n_
         .scale = mem_calloc(n_rows * p->stride, sizeof(float)),
         .sum = mem_calloc(n_rows * p->stride, sizeof(int32_t)),
         .stride = p->stride,
+        .coarse = coarse,
     };
     for (size_t r = 0; r < n_rows; r++) {
         fill(row, n_blocks * KERNEL_BLOCK);
-        KERNELS_SCALAR.products.quantize(row, n_blocks * KERNEL_BLOCK,
+        KERNELS_SCALAR.products.quantize(row, n_blocks * KERNEL_BLOCK, coarse,
                                          p->x.q + r * p->stride * KERNEL_BLOCK,
                                          p->x.scale + r * p->stride, p->x.sum + r * p->stride);
     }
@@ -265,7 +270,7 @@ static struct matmul product_matmul(const struct product *p, float *out, bool ac
     };
 }
 
-static void check_matmul(enum kernel_layout layout)
+static void check_matmul_of(enum kernel_layout layout, bool coarse)
 {
     static const size_t ROWS[] = {1, 2, 3, 4, 5, 7, 8, 9, 23, 16, 64, 67, 130};
     static const size_t N_BLOCKS[] = {1, 4, 7, 3, 6, 2, 5, 1, 4, 17, 18, 40, 3};
@@ -273,7 +278,7 @@ static void check_matmul(enum kernel_layout layout)
     {
         for (size_t i = 0; i < sizeof(ROWS) / sizeof(ROWS[0]); i++) {
             struct product p;
-            product_open(&p, layout, N_BLOCKS[i], 1 + i % 3, ROWS[i], i % 2);
+            product_open(&p, layout, N_BLOCKS[i], 1 + i % 3, ROWS[i], i % 2, coarse);
             struct matmul expected = product_matmul(&p, p.expected, i % 2);
             struct matmul got = product_matmul(&p, p.got, i % 2);
             KERNELS_SCALAR.products.matmul[layout](&expected);
@@ -284,6 +289,12 @@ static void check_matmul(enum kernel_layout layout)
             product_close(&p);
         }
     }
+}
+
+static void check_matmul(enum kernel_layout layout)
+{
+    check_matmul_of(layout, false);
+    check_matmul_of(layout, true);
 }
 
 static void matmul_q8_gives_the_same_bits(void **state)
@@ -331,7 +342,7 @@ static void product_give_to_prompt(struct product *p, const struct products *pro
     for (size_t r = 0; r < p->n_rows; r++) {
         size_t at = r * p->stride;
         fill(row, p->n_blocks * KERNEL_BLOCK);
-        products->quantize(row, p->n_blocks * KERNEL_BLOCK, p->x.q + at * KERNEL_BLOCK,
+        products->quantize(row, p->n_blocks * KERNEL_BLOCK, p->x.coarse, p->x.q + at * KERNEL_BLOCK,
                            p->x.scale + at, p->x.sum + at);
     }
 }
@@ -344,13 +355,15 @@ static void a_row_does_not_depend_on_its_batch(void **state)
     {
         for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
             struct product p;
-            product_open(&p, layout, 5, 3, 11, 0);
-            product_give_to(&p, k);
-            check_rows(&p, &k->products, layout);
-            product_close(&p);
+            for (int coarse = 0; coarse < 2; coarse++) {
+                product_open(&p, layout, 5, 3, 11, 0, coarse);
+                product_give_to(&p, k);
+                check_rows(&p, &k->products, layout);
+                product_close(&p);
+            }
             if (!k->prompt)
                 continue;
-            product_open(&p, layout, 18, 3, 53, 1);
+            product_open(&p, layout, 18, 3, 53, 1, false);
             product_give_to_prompt(&p, k->prompt);
             check_rows(&p, k->prompt, layout);
             product_close(&p);
@@ -378,13 +391,16 @@ static void extremes_give_the_same_bits(void **state)
     (void)state;
     FOR_EACH_TABLE(k)
     {
-        for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
+        for (int i = 0; i < 2 * KERNEL_LAYOUTS; i++) {
+            enum kernel_layout layout = (enum kernel_layout)(i / 2);
+            bool coarse = i % 2;
+            int16_t most = coarse ? KERNEL_Q_COARSE_STEP * KERNEL_Q_COARSE_MAX : KERNEL_Q_MAX;
             struct product p;
-            product_open(&p, layout, 2, 1, 16, 0);
-            for (size_t i = 0; i < p.n_rows * p.stride * KERNEL_BLOCK; i++)
-                p.x.q[i] = i / KERNEL_BLOCK % 2 ? KERNEL_Q_MAX : -KERNEL_Q_MAX;
+            product_open(&p, layout, 2, 1, 16, 0, coarse);
+            for (size_t j = 0; j < p.n_rows * p.stride * KERNEL_BLOCK; j++)
+                p.x.q[j] = (int16_t)(j / KERNEL_BLOCK % 2 ? most : -most);
             for (size_t b = 0; b < p.n_rows * p.stride; b++)
-                p.x.sum[b] = (b % 2 ? KERNEL_Q_MAX : -KERNEL_Q_MAX) * KERNEL_BLOCK;
+                p.x.sum[b] = (b % 2 ? most : -most) * KERNEL_BLOCK;
             memset(p.tiles, layout == KERNEL_Q8 ? 0x80 : 0xf0, kernel_weight_bytes(layout));
             struct matmul expected = product_matmul(&p, p.expected, false);
             struct matmul got = product_matmul(&p, p.got, false);
@@ -402,7 +418,7 @@ static void matmul_is_the_product(void **state)
     (void)state;
     for (enum kernel_layout layout = 0; layout < KERNEL_LAYOUTS; layout++) {
         struct product p;
-        product_open(&p, layout, 3, 2, 2, 0);
+        product_open(&p, layout, 3, 2, 2, 0, false);
         struct matmul m = product_matmul(&p, p.got, false);
         KERNELS_SCALAR.products.matmul[layout](&m);
         for (size_t row = 0; row < 2; row++) {
@@ -444,7 +460,7 @@ static void prompts_are_rounded_to_bf16(void **state)
             size_t n = LENGTHS[i];
             fill(x, n);
             memset(q, 7, sizeof(q));
-            k->prompt->quantize(x, n, q, NULL, NULL);
+            k->prompt->quantize(x, n, false, q, NULL, NULL);
             for (size_t j = 0; j < n; j++)
                 assert_true(fabsf(bf16_value(q[j]) - x[j]) <= fabsf(x[j]) / 256);
             for (size_t j = n; j % KERNEL_BLOCK; j++)
@@ -485,7 +501,7 @@ static void prompt_products_are_the_product(void **state)
         for (size_t i = 0; k->prompt && i < 3 * sizeof(ROWS) / sizeof(ROWS[0]); i++) {
             struct product p;
             enum kernel_layout layout = (enum kernel_layout)(i % 3);
-            product_open(&p, layout, N_BLOCKS[i / 3], 1 + i % 4, ROWS[i / 3], i % 2);
+            product_open(&p, layout, N_BLOCKS[i / 3], 1 + i % 4, ROWS[i / 3], i % 2, false);
             product_give_to_prompt(&p, k->prompt);
             struct matmul m = product_matmul(&p, p.got, i % 2);
             k->prompt->matmul[layout](&m);
@@ -507,7 +523,7 @@ static void prompt_products_of_avx512_have_their_order(void **state)
             struct product p;
             if (strcmp(k->name, "avx512-bf16") != 0)
                 continue;
-            product_open(&p, layout, 33, 3, 31, 1);
+            product_open(&p, layout, 33, 3, 31, 1, false);
             product_give_to_prompt(&p, k->prompt);
             struct matmul expected = product_matmul(&p, p.expected, true);
             struct matmul got = product_matmul(&p, p.got, true);

@@ -259,7 +259,8 @@ static int measure_all(struct call *call, struct engine *engine, struct report *
         rc = measure_decode(call, engine, &full, &report->info, DECODE_FULL, report->decode, err);
     report->n_decode = N_BATCHES;
     if (rc == 0 && info->pruned_path) {
-        rc = measure_decode(call, engine, &pruned, &report->info, DECODE_PRUNED, report->decode + N_BATCHES, err);
+        rc = measure_decode(call, engine, &pruned, &report->info, DECODE_PRUNED,
+                            report->decode + N_BATCHES, err);
         report->n_decode += N_BATCHES;
     }
     return rc;

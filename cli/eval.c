@@ -60,6 +60,9 @@ static int parse(struct call *call, int argc, char **argv)
         {"full-rows", CLI_STRING, &eval->full_rows_path, "FILE",
          "nll: keep the full model's log-probabilities here, for the next system on the same data; "
          "4 bytes a token of the vocabulary for each token that counts"},
+        {"rows-as-given", CLI_SWITCH, &eval->rows_as_given, NULL,
+         "with a file of --full-rows: another model may have written it; KL and agreement are then "
+         "to that one"},
         {"decoder-first", CLI_SWITCH, &eval->decoder_first, NULL,
          "the decoder scores the first token of a continuation too, which in serving is the full "
          "model's"},

@@ -56,7 +56,7 @@ struct settings {
     uint32_t every;
     char *weights;            /* auto, q8, f32 */
     char *pruned_activations; /* auto, 8, 12 */
-    char *kv_type; /* f16, bf16, f32, q8_0 */
+    char *kv_type;            /* f16, bf16, f32, q8_0 */
     uint32_t context;
     size_t kv_memory;
     uint32_t prefill_threads;

@@ -162,6 +162,30 @@ def measure_load(args, weights: str, threads: int, log) -> dict:
     return found
 
 
+# (name in the table, options): how the engine may hold the same weights and activations.
+KINDS = (
+    ("4-bit weights, 12-bit activations (default)", ()),
+    ("8-bit weights, 12-bit activations", ("--weights", "q8")),
+    ("4-bit weights, 8-bit activations (a twin's)", ("--pruned-activations", "8")),
+)
+
+
+def measure_kinds(args, log) -> list:
+    """How far the model is from itself in float32, on documents: it decodes as its own twin, behind its own prompt."""
+    rows = args.variants / "float32.rows"
+    rows.unlink(missing_ok=True)
+    command = [args.program, "eval", "--model", args.model, "--pruned", args.model, "--system", "overfill", "--task", "nll",
+               "--data", args.text, "--limit", 8, "--json", "--full-rows", rows]
+    say("types beside float32")
+    run([*command, "--weights", "f32"], log)
+    found = []
+    for title, options in KINDS:
+        metric = json.loads(run([*command, "--rows-as-given", *options], log))["metric"]
+        found.append({"title": title, "kl": metric["kl"], "agree": metric["agree"]})
+    rows.unlink()
+    return found
+
+
 def text_of(path: str) -> str:
     try:
         return pathlib.Path(path).read_text()
@@ -196,7 +220,7 @@ def best_type(pairs: list, stage: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("program", "model", "twin", "llama", "variants", "out"):
+    for name in ("program", "model", "twin", "llama", "variants", "text", "out"):
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
@@ -218,6 +242,7 @@ def main() -> None:
         say(f"pair {i + 1}: {time.monotonic() - begin:.0f} s")
     prefill_type = best_type(result["pairs"], "prefill")
     args.out.with_suffix(".part").write_text(json.dumps(result, indent=1))
+    result["kinds"] = measure_kinds(args, log)
     result["ttft"] = {"weights": prefill_type, **measure_ttft(args, prefill_type, threads, log)}
     result["load"] = {"weights": prefill_type, **measure_load(args, prefill_type, threads, log)}
     result["machine"]["load_after"] = os.getloadavg()[0]

@@ -104,13 +104,9 @@ def types_table(pairs: list) -> str:
     return document.table(["llama.cpp's type, first pair", "prefill 512", "decode 1", "decode 4", "decode 16"], rows)
 
 
-def quality_table(quality: list) -> str:
-    """What `overfill eval` said about each weight type, if it was asked."""
-    if not quality:
-        return ""
-    rows = [[q["title"], f"{q['kl']:.5f}", f"{100 * q['agree']:.1f} %"] for q in quality]
-    return "\n\nAccuracy of the types beside float32, on the same text (`overfill eval --task nll`):\n\n" + document.table(
-        ["types", "KL to float32, nats a token", "same likeliest token"], rows)
+def kinds_table(kinds: list) -> str:
+    rows = [[kind["title"], f"{kind['kl']:.5f}", f"{100 * kind['agree']:.1f} %"] for kind in kinds]
+    return document.table(["SmolLM2-135M-Instruct, Q4_1, held as", "KL to float32, nats a token", "same likeliest token"], rows)
 
 
 def measured_text(result: dict, rows: dict) -> str:
@@ -128,11 +124,16 @@ twin is 320 wide with 832 MLP channels, Q4_1. llama.cpp runs the full model in t
 {waits(result)}
 
 The share is of the limit that binds: the time that integer and float products take at the peaks below, or that
-the weights and keys take to be read, whichever is longer. Our activations have 12 bits, and their products count as two of int8.
+the weights and keys take to be read, whichever is longer. Our activations have 12 bits, and their products count as two of int8; a twin's
+have 8.
 
 {peaks(pairs)}
 
-{types_table(pairs)}{quality_table(result.get('quality', []))}
+{types_table(pairs)}
+
+The model beside itself in float32, on eight pieces of these documents (128 tokens read, 384 scored):
+
+{kinds_table(result['kinds'])}
 
 ![tokens a second of overfill and llama.cpp]({CHART.name})"""
 

@@ -40,6 +40,7 @@ struct eval_options {
      * vocabulary for every scored token. NULL: they are kept in memory, a few documents at a time.
      */
     const char *full_rows_path;
+    bool rows_as_given; /* the file may be another model's, or one's with other settings */
     /* The decode model scores the first token of a continuation too: it reads the prompt's last
      * token again. Without it that token is the full model's, as in serving. Not for answers. */
     bool decoder_first;

@@ -148,12 +148,13 @@ static int make_system(void *user, size_t i, struct engine_request *request, str
     return make(n, i, request, n->n_skip);
 }
 
-/* The full model on the wave, or on one document of all where a file has its rows. */
+/* The full model on the wave, or on one document of all where a file has its rows, or on none where
+ * they are to be taken as they are. */
 static int run_full(struct nll *n, struct flight *flight, struct error *err)
 {
     size_t n_items = flight->n_items;
     if (n->rows.is_whole)
-        flight->n_items = n->wave_begin ? 0 : 1;
+        flight->n_items = n->wave_begin || n->eval->options->rows_as_given ? 0 : 1;
     int rc = flight_run(flight, err);
     flight->n_items = n_items;
     if (rc == 0 && atomic_load(&n->n_different))

@@ -7,8 +7,8 @@ void linear_prepare(const struct forward *f, const float *x, size_t n, size_t ro
     if (!f->model->quantized)
         return;
     size_t at = row * quantized->stride + block;
-    f->products->quantize(x, n, quantized->coarse, quantized->q + at * KERNEL_BLOCK, quantized->scale + at,
-                          quantized->sum + at);
+    f->products->quantize(x, n, quantized->coarse, quantized->q + at * KERNEL_BLOCK,
+                          quantized->scale + at, quantized->sum + at);
 }
 
 static void run_f32(const struct linear *l)

@@ -47,10 +47,12 @@ size_t kernel_tile_bytes(enum kernel_layout layout, size_t n_blocks);
 /* Activations quantised by `quantize`: rows of blocks of 12-bit integers v. Eight bits are not
  * enough for a model that is to be itself: with the weights kept exactly, they alone break the
  * bounds of the golden test (tests/golden). For a twin, which is another model anyway, they are:
- * `coarse` has v of 16 times an 8-bit integer, whose low digits are 0 and need no products. Twelve are what two digits of a byte can hold when a weight of 4 bits and 16
- * times that weight are bytes too: v = 16 high + low, |high| <= 127, -8 <= low <= 7, and weight * v
- * = (16 weight) * high + weight * low, so that products of bytes add it up in one sum. How the 64
- * bytes of a block hold v is the table's own matter; what quantised must multiply:
+ * coarse v are 16 times an 8-bit integer.
+ * Twelve are what two digits of a byte can hold when a weight of 4 bits and 16 times that weight
+ * are bytes too: v = 16 high + low, |high| <= 127, -8 <= low <= 7, and weight * v = (16 weight) *
+ * high + weight * low, so that products of bytes add it up in one sum. The low digits of coarse v
+ * are 0 and need no products. How the 64 bytes of a block hold v is the table's own matter; what
+ * quantised must multiply:
  *   scalar, avx2, avxvnni: int16 v[32], inputs 4g, 4g + 1, 4g + 2, 4g + 3 in the order 0, 2, 1, 3.
  *     The even and the odd bytes of a packed weight are what two instructions leave in 16-bit
  *     lanes, and vpmaddwd eats a pair of them with a pair of activations

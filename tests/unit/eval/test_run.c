@@ -281,6 +281,15 @@ static void full_rows_in_a_file_change_nothing(void **state)
     o.engine.model_path = files->other; /* another full model */
     assert_int_equal(eval_run(&o, &none, &err), -ERROR_INVALID);
     assert_non_null(strstr(err.message, "another model"));
+    o.rows_as_given = true; /* the twin's are near the first full model's rows, as they were */
+    struct eval_report other = run_ok(&o);
+    assert_true(fabs(value_of(&other, "kl") - value_of(&fresh, "kl")) > 1e-6);
+    eval_report_free(&other);
+    o.rows_as_given = false;
+    o.engine.model_path = files->full;
+    assert_int_equal(eval_run(&o, &none, &err), 0);
+    expect_same_rows(&fresh, &none);
+    eval_report_free(&none);
     o = options_of(EVAL_NLL, EVAL_OVERFILL);
     o.full_rows_path = path;
     o.limit = 3;

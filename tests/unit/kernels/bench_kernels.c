@@ -99,8 +99,8 @@ static void bench_matmul(const char *name, const struct products *products,
     };
     memset(tiles, 0x11, n_tiles * tile_bytes);
     for (size_t r = 0; r < n_rows; r++)
-        products->quantize(x + r * n_in, n_in, rows.coarse, rows.q + r * n_in, rows.scale + r * n_blocks,
-                           rows.sum + r * n_blocks);
+        products->quantize(x + r * n_in, n_in, rows.coarse, rows.q + r * n_in,
+                           rows.scale + r * n_blocks, rows.sum + r * n_blocks);
     struct work w = {
         .products = products,
         .layout = layout,

@@ -189,7 +189,7 @@ static int measure_prefill(struct call *call, struct engine *engine, const struc
     double n = PREFILL_TOKENS;
     const struct pass pass = {
         .in = products_in(call, info->prompts_in_bf16),
-        .digits = DIGITS,
+        .digits = info->is_coarse ? 1 : DIGITS,
         .attends = info->prompts_attend_in_bf16 ? &call->peaks.bf16 : &call->peaks.fp32,
         .n_tokens = n,
         .n_logits = 1,
@@ -209,7 +209,7 @@ static int measure_decode(struct call *call, struct engine *engine, const struct
         double context = SPEED_DECODE_PROMPT + speed_answer_tokens(BATCHES[i]) / 2.0;
         const struct pass pass = {
             .in = products_in(call, false),
-            .digits = mode != DECODE_FULL && info->pruned_is_coarse ? 1 : DIGITS,
+            .digits = (mode == DECODE_FULL ? info->is_coarse : info->pruned_is_coarse) ? 1 : DIGITS,
             .attends = &call->peaks.fp32,
             .n_tokens = batch,
             .n_logits = batch,
@@ -338,9 +338,10 @@ static void put_text(struct buf *out, const struct call *call, const struct repo
         buf_printf(out, "  %-6s %8.1f GB/s     %.0f MiB\n", "L3", p->l3_gbs,
                    (double)p->l3_bytes / (1 << 20));
     buf_printf(out, "  %-6s %8.1f GB/s\n", "RAM", p->ram_gbs);
-    buf_printf(out,
-               "engine: activations of 12 bits, a product with them counts as two of int8%s%s\n",
-               report->info.pruned_is_coarse ? "; the twin's of 8 bits" : "",
+    buf_printf(out, "engine: activations of %s%s%s\n",
+               report->info.is_coarse ? "8 bits"
+                                      : "12 bits, a product with them counts as two of int8",
+               report->info.pruned_is_coarse && !report->info.is_coarse ? "; the twin's of 8" : "",
                report->info.prompts_in_bf16 ? "; prompts in bf16" : "");
     put_result_text(out, "prefill 512, full", &report->prefill);
     for (size_t i = 0; i < report->n_decode; i++) {

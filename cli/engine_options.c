@@ -9,6 +9,13 @@ static const char *none_if_empty(const char *text)
     return *text ? text : NULL;
 }
 
+static enum activation_bits activations_of(const char *name)
+{
+    return strcmp(name, "8") == 0    ? ACTIVATIONS_8
+           : strcmp(name, "12") == 0 ? ACTIVATIONS_12
+                                     : ACTIVATIONS_AUTO;
+}
+
 void cli_engine_options(const struct settings *settings, struct engine_options *ret_options)
 {
     int mode = decode_mode_from_name(settings->decode); /* "auto" is none of its names */
@@ -23,9 +30,8 @@ void cli_engine_options(const struct settings *settings, struct engine_options *
         .weights = strcmp(settings->weights, "f32") == 0  ? WEIGHT_F32
                    : strcmp(settings->weights, "q8") == 0 ? WEIGHT_Q8
                                                           : WEIGHT_AUTO,
-        .pruned_activations = strcmp(settings->pruned_activations, "8") == 0    ? ACTIVATIONS_8
-                              : strcmp(settings->pruned_activations, "12") == 0 ? ACTIVATIONS_12
-                                                                                : ACTIVATIONS_AUTO,
+        .activations = activations_of(settings->activations),
+        .pruned_activations = activations_of(settings->pruned_activations),
         .kv_type = strcmp(settings->kv_type, "f32") == 0    ? KV_F32
                    : strcmp(settings->kv_type, "bf16") == 0 ? KV_BF16
                    : strcmp(settings->kv_type, "q8_0") == 0 ? KV_Q8_0

@@ -31,10 +31,13 @@ static const struct setting_key KEYS[] = {
         .help = "how often the full model comes by in refresh and verify; 0: 16 and 4"),
     KEY("engine", "weights", CHOICE, ENGINE, weights, .preset = "auto", .choices = "auto|q8|f32",
         .help = "how weights lie in memory; auto: 4-bit blocks stay, the rest becomes 8-bit"),
+    KEY("engine", "activations", CHOICE, ENGINE, activations, .preset = "12", .choices = "8|12",
+        .help = "bits of what the full model's products multiply with weights; 8: faster, less "
+                "exact"),
     KEY("engine", "pruned-activations", CHOICE, ENGINE, pruned_activations, .preset = "auto",
         .choices = "auto|8|12",
-        .help = "bits of what the twin's products multiply with weights; auto: 8, but 12 for a "
-                "twin with nothing cut or rounded"),
+        .help = "the same of the twin; auto: 8, but as the full model's if nothing was cut or "
+                "rounded"),
     KEY("engine", "kv-type", CHOICE, ENGINE, kv_type, .preset = "f16",
         .choices = "f16|bf16|f32|q8_0", .help = "number type of the KV cache"),
     KEY("engine", "context", UINT, ENGINE, context, .unit = "TOKENS", .preset = "0",

@@ -55,6 +55,7 @@ struct settings {
     char *decode; /* auto, pruned, refresh, verify, full */
     uint32_t every;
     char *weights;            /* auto, q8, f32 */
+    char *activations;        /* 8, 12 */
     char *pruned_activations; /* auto, 8, 12 */
     char *kv_type;            /* f16, bf16, f32, q8_0 */
     uint32_t context;

@@ -40,8 +40,8 @@ enum kv_type { KV_F16, KV_F32, KV_BF16, KV_Q8_0 };
  * int8 in blocks of 32; F32 is the reference. */
 enum weight_type { WEIGHT_AUTO, WEIGHT_Q8, WEIGHT_F32 };
 
-/* Bits of the activations that the twin's products take. AUTO: 8, but 12, as the full model, for a
- * twin of the same shape and types. */
+/* Bits of the activations that products take. AUTO: 12 for the full model; 8 for the twin, but as
+ * the full model for a twin of the same shape and types. */
 enum activation_bits { ACTIVATIONS_AUTO, ACTIVATIONS_8, ACTIVATIONS_12 };
 
 struct engine_options {
@@ -52,7 +52,7 @@ struct engine_options {
     enum decode_mode decode;   /* DECODE_DEFAULT: pruned if there is a twin */
     uint32_t decode_every;     /* of refresh and verify; 0: 16 and 4 */
     enum weight_type weights;
-    enum activation_bits pruned_activations;
+    enum activation_bits activations, pruned_activations; /* the full model's, the twin's */
     enum kv_type kv_type;
     uint32_t context; /* tokens a request may use, prompt + answer; 0: min(trained, 8192) */
     size_t kv_bytes;  /* budget of all KV pages; 0: a quarter of the memory, at most 4 GiB */
@@ -225,7 +225,7 @@ struct engine_info {
     const char *kernels;                  /* "scalar", "avx2", "avxvnni", "avx512", "amx", ... */
     bool prompts_in_bf16;                 /* products of prompts, where the kernels have such */
     bool prompts_attend_in_bf16;          /* and their attention */
-    bool pruned_is_coarse;                /* the twin's activations have 8 bits, not 12 */
+    bool is_coarse, pruned_is_coarse;     /* the full model's activations, the twin's: 8 bits */
     uint32_t context;                     /* tokens a request may use */
     uint32_t context_train;
     uint32_t vocab_size;

@@ -240,7 +240,7 @@ static void matmul_q4_min(const struct matmul *m)
 }
 
 const struct kernels KERNELS_AMX =
-    X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL, NULL);
+    X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL, false, NULL);
 const struct kernels KERNELS_AMX_BF16 =
-    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16, NULL);
+    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16, false, NULL);
 #endif

@@ -170,9 +170,9 @@ X86_DEFINE_MATMUL(matmul_q4_min, KERNEL_Q4_MIN, MAX_ROWS)
 
 #if defined(KERNELS_WITH_VNNI)
 const struct kernels KERNELS_AVXVNNI =
-    X86_TABLE("avxvnni", matmul_q8, matmul_q4, matmul_q4_min, NULL, NULL);
+    X86_TABLE("avxvnni", matmul_q8, matmul_q4, matmul_q4_min, NULL, false, NULL);
 #else
 const struct kernels KERNELS_AVX2 =
-    X86_TABLE("avx2", matmul_q8, matmul_q4, matmul_q4_min, NULL, NULL);
+    X86_TABLE("avx2", matmul_q8, matmul_q4, matmul_q4_min, NULL, false, NULL);
 #endif
 #endif

@@ -227,5 +227,5 @@ static const struct products PROMPT = {
     to_bf16, {matmul_q8, matmul_q4, matmul_q4_min}, KERNEL_MOST_UNIT_ROWS};
 const struct kernels KERNELS_AVX512_BF16 =
     X86_TABLE("avx512-bf16", vector_matmul_q8, vector_matmul_q4, vector_matmul_q4_min, &PROMPT,
-              attend_prompt);
+              true, attend_prompt);
 #endif

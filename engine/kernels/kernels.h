@@ -128,6 +128,7 @@ struct kernels {
      * normal numbers counts as 0. TDPBF16PS says less, and may add otherwise: the bits are the
      * table's. `quantize` writes bf16 x[n] to q and leaves scale and sum alone. */
     const struct products *prompt;
+    bool coarse_is_faster; /* than `prompt`: coarse activations stay integers in prompts as well */
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i]; out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
     /* Rotates the pairs (x[i], x[i + half]) by (cos[i], sin[i]), i < half. */

@@ -437,13 +437,14 @@ INLINE void x86_attend_all(const struct attend_page *a, const bool is_half)
     }
 
 /* The table of a file that has quantize and attend. */
-#define X86_TABLE(label, matmul_q8, matmul_q4, matmul_q4_min, prompt_products, attend_prompts)     \
+#define X86_TABLE(label, matmul_q8, matmul_q4, matmul_q4_min, prompt_products, coarse_faster,      \
+                  attend_prompts)                                                                  \
     {                                                                                              \
         .name = (label), .rmsnorm = x86_rmsnorm,                                                   \
         .products = {quantize, {matmul_q8, matmul_q4, matmul_q4_min}, 64},                         \
-        .prompt = (prompt_products), .silu_mul = x86_silu_mul, .rope = x86_rope,                   \
-        .half_to_float = x86_half_to_float, .float_to_half = x86_float_to_half, .attend = attend,  \
-        .attend_prompt = (attend_prompts),                                                         \
+        .prompt = (prompt_products), .coarse_is_faster = (coarse_faster),                          \
+        .silu_mul = x86_silu_mul, .rope = x86_rope, .half_to_float = x86_half_to_float,            \
+        .float_to_half = x86_float_to_half, .attend = attend, .attend_prompt = (attend_prompts),   \
     }
 
 #endif

@@ -190,7 +190,7 @@ static int open_twin(struct engine *engine, struct progress *progress, struct er
     progress->begin += progress->width;
     struct model_open_options how = model_options(o, progress);
     how.coarse = o->pruned_activations == ACTIVATIONS_AUTO
-                     ? !is_same_model(engine->full->file, file)
+                     ? engine->full->coarse || !is_same_model(engine->full->file, file)
                      : o->pruned_activations == ACTIVATIONS_8;
     return model_open(file, &how, &engine->pruned, err);
 }
@@ -208,7 +208,8 @@ static int open_models(struct engine *engine, struct error *err)
         model_file_close(file);
         return rc;
     }
-    const struct model_open_options how = model_options(o, &progress);
+    struct model_open_options how = model_options(o, &progress);
+    how.coarse = o->activations == ACTIVATIONS_8;
     rc = model_open(file, &how, &engine->full, err);
     if (rc == 0 && o->pruned_path)
         rc = open_twin(engine, &progress, err);
@@ -266,7 +267,9 @@ static void fill_info(struct engine *engine)
     info->pruned_path = engine->pruned_path;
     info->chat_template = engine->chat_template ? chat_template_name(engine->chat_template) : NULL;
     info->kernels = engine->kernels->name;
-    info->prompts_in_bf16 = engine->kernels->prompt && full->quantized;
+    info->is_coarse = full->quantized && full->coarse;
+    info->prompts_in_bf16 = engine->kernels->prompt && full->quantized &&
+                            !(full->coarse && engine->kernels->coarse_is_faster);
     info->prompts_attend_in_bf16 = engine->kernels->attend_prompt && full->quantized;
     info->context = o->context;
     info->context_train = full->params.context_train;
@@ -281,9 +284,9 @@ static void fill_info(struct engine *engine)
     info->decode_threads = o->decode_threads;
     info->decode = o->decode != DECODE_DEFAULT ? o->decode : twin ? DECODE_PRUNED : DECODE_FULL;
     info->pruned_is_coarse = twin && twin->quantized && twin->coarse;
-    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %d %s", full->file_hash,
-             twin ? twin->file_hash : 0, (int)o->weights, (int)o->kv_type, info->pruned_is_coarse,
-             info->kernels);
+    snprintf(parts, sizeof(parts), "%016" PRIx64 " %016" PRIx64 " %d %d %d %d %s", full->file_hash,
+             twin ? twin->file_hash : 0, (int)o->weights, (int)o->kv_type, info->is_coarse,
+             info->pruned_is_coarse, info->kernels);
     snprintf(info->fingerprint, sizeof(info->fingerprint), "fp_%016" PRIx64,
              hash_bytes(HASH_START, parts, strlen(parts)));
 }

@@ -28,7 +28,7 @@ def test_identity_twin_gives_the_full_models_tokens(program, model, identity, sa
     assert len(full["tokens"]) > 8
 
 
-def test_eight_bits_are_for_twins_that_are_another_model(program, model, identity):
+def test_eight_bits_are_for_twins_that_are_another_model_and_for_whoever_asks(program, model, identity):
     def logprobs(*args):
         answer = generate(program, "--model", model, *args, "--logprobs", "1", "Tell me about the sea.")
         return answer["top_logprobs"]
@@ -37,3 +37,6 @@ def test_eight_bits_are_for_twins_that_are_another_model(program, model, identit
     assert logprobs("--pruned", identity) == full
     assert logprobs("--pruned", identity, "--pruned-activations", "12") == full
     assert logprobs("--pruned", identity, "--pruned-activations", "8") != full
+    coarse = logprobs("--activations", "8")
+    assert coarse != full
+    assert logprobs("--activations", "8", "--pruned", identity) == coarse

@@ -1,6 +1,6 @@
 """Measures overfill and llama.cpp in turn and writes every sample as JSON. Called by scripts/bench.
 
-One pair is: `overfill bench` for the full model and the twin, then llama-bench and llama-batched-bench for
+One pair is: `overfill bench` for the full model and the twin, and with coarse activations, then llama-bench and llama-batched-bench for
 each weight type (after the first pair: those that won a stage there). After that both servers stay up, idle but for the one that is asked, for the time to the
 first token; last, each is started anew for its load time. No sample is dropped.
 """
@@ -47,9 +47,8 @@ def json_lines(text: str) -> list:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def ours(args, log) -> dict:
-    return json.loads(run([args.program, "bench", "--json", "--runs", 2, "--model", args.model, "--pruned", args.twin],
-                          log))
+def ours(args, log, *options) -> dict:
+    return json.loads(run([args.program, "bench", "--json", "--runs", 2, "--model", args.model, *options], log))
 
 
 def theirs(args, weights: str, threads: int, log) -> dict:
@@ -233,7 +232,7 @@ def main() -> None:
     for i in range(args.pairs):
         begin = time.monotonic()
         say(f"pair {i + 1} of {args.pairs}")
-        pair = {"ours": ours(args, log), "theirs": {}}
+        pair = {"ours": ours(args, log, "--pruned", args.twin), "theirs": {}, "coarse": ours(args, log, "--activations", 8)}
         # every type once, then those that won a stage
         wanted = {best_type(result["pairs"][:1], stage) for stage in STAGES} if i else set(TYPES)
         for weights in sorted(wanted):

@@ -96,7 +96,6 @@ static void bench_matmul(const char *name, const struct products *products,
         .scale = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(float))),
         .sum = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(int32_t))),
         .stride = n_blocks,
-        .coarse = !!getenv("COARSE"),
     };
     memset(tiles, 0x11, n_tiles * tile_bytes);
     for (size_t r = 0; r < n_rows; r++)

@@ -213,6 +213,8 @@ Twin trained alone < OverFill trained on the next token (ce) is the paper's clai
 
 {chr(10).join(tallies)}
 
+{claims(rows)}
+
 The first minus the second (NLL and KL: less is better; BoolQ with the decoder first where it is OverFill):
 
 {table(["hidden/MLP", "compared"] + difference_head(rows[0]), lines)}
@@ -220,13 +222,31 @@ The first minus the second (NLL and KL: less is better; BoolQ with the decoder f
 
 
 def recipes(rows: list) -> str:
+    """How they were made, those of one recipe together."""
     def words(row):
         r = row["recipe"]
         tokens = r["steps"] * r["micro_batches"] * r["data"]["batch_tokens"]
-        return (f"{size_of(row)} {row['method']}: begun from {row['start']}, {r['steps']} steps of at most "
-                f"{r['micro_batches'] * r['data']['batch_tokens']:,} tokens, prompts and padding among them ({tokens / 1e6:.1f} "
-                f"million in all), rate {r['rate']:g}, layers {r['type']}, head {r['head_type']}")
-    return "; ".join(map(words, trained_of(rows)))
+        return (f"begun from {row['start']}, {r['steps']} steps of at most {r['micro_batches'] * r['data']['batch_tokens']:,} "
+                f"tokens, prompts and padding among them ({tokens / 1e6:.1f} million in all), rate {r['rate']:g}, layers "
+                f"{r['type']}, head {r['head_type']}")
+    names = {}
+    for row in trained_of(rows):
+        names.setdefault(words(row), []).append(f"{size_of(row)} {row['method']}")
+    return ". ".join(f"{' and '.join(of)}: {how}" for how, of in names.items())
+
+
+def claims(rows: list) -> str:
+    """The paper's, plainly."""
+    found, full = [], find(rows, "full")
+    for what, a, b in trained_pairs(rows):
+        if b["method"].startswith("trained alone") and a["recipe"]["objective"] == b["recipe"]["objective"]:
+            signs = [verdict(a, b, task, metric, up) for task, metric, _, _, up in columns_of(a)]
+            found.append(f"{'holds' if '-' not in signs and '+' in signs else 'does not hold'} here ({size_of(a)}, {a['recipe']['objective']})")
+    gaps = [f"{size_of(row)} {row['method']} {difference(row['tasks']['nll'], full['tasks']['nll'], 'nll')[0]:+.2f}"
+            for row in trained_of(rows) if row["system"] == "overfill"]
+    return f"""The paper's first claim, that OverFill is better than its twin trained alone, {'; '.join(found) or 'was not tried'}. The second, that little is
+lost to the full model: after this much training its NLL is below by {', '.join(gaps)}. The third, that a model trained from random
+weights needs far more text, is in [HEAL.md](HEAL.md)."""
 
 
 def shown_rows(rows: list, shape: list) -> list:

@@ -242,11 +242,11 @@ def claims(rows: list) -> str:
         if b["method"].startswith("trained alone") and a["recipe"]["objective"] == b["recipe"]["objective"]:
             signs = [verdict(a, b, task, metric, up) for task, metric, _, _, up in columns_of(a)]
             found.append(f"{'holds' if '-' not in signs and '+' in signs else 'does not hold'} here ({size_of(a)}, {a['recipe']['objective']})")
-    gaps = [f"{size_of(row)} {row['method']} {difference(row['tasks']['nll'], full['tasks']['nll'], 'nll')[0]:+.2f}"
+    gaps = [f"{difference(row['tasks']['nll'], full['tasks']['nll'], 'nll')[0]:.2f} ({size_of(row)} {row['method']})"
             for row in trained_of(rows) if row["system"] == "overfill"]
     return f"""The paper's first claim, that OverFill is better than its twin trained alone, {'; '.join(found) or 'was not tried'}. The second, that little is
-lost to the full model: after this much training its NLL is below by {', '.join(gaps)}. The third, that a model trained from random
-weights needs far more text, is in [HEAL.md](HEAL.md)."""
+lost to the full model: after this much training OverFill's NLL is higher by {', '.join(gaps)}.
+The third, that a model trained from random weights needs far more text, is in [HEAL.md](HEAL.md)."""
 
 
 def shown_rows(rows: list, shape: list) -> list:
@@ -391,9 +391,9 @@ def position_chart(rows: list) -> Chart:
 
 def trained_chart(rows: list, shape: list) -> Chart:
     """Behind the full model only: the twin alone is far above all of them."""
-    series = [(name, colour, "", kl_by_position(row)) for colour, (name, row) in zip(
+    series = [(name.removeprefix("OverFill, "), colour, "", kl_by_position(row)) for colour, (name, row) in zip(
         ("#0b6e99",) + TRAINED, [s for s in shown_rows(rows, shape) if s[1]["system"] == "overfill"])]
-    return Chart("Divergence by output position, before and after training", "output position, tokens",
+    return Chart("OverFill: divergence by output position, before and after training", "output position, tokens",
                  "KL to the full model, nats a token", series)
 
 

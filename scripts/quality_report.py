@@ -213,7 +213,7 @@ Twin trained alone < OverFill trained on the next token (ce) is the paper's clai
 
 {chr(10).join(tallies)}
 
-{claims(rows)}
+{claims(rows, pairs)}
 
 The first minus the second (NLL and KL: less is better; BoolQ with the decoder first where it is OverFill):
 
@@ -235,10 +235,10 @@ def recipes(rows: list) -> str:
     return ". ".join(f"{' and '.join(of)}: {how}" for how, of in names.items())
 
 
-def claims(rows: list) -> str:
-    """The paper's, plainly."""
+def claims(rows: list, pairs: list) -> str:
+    """The paper's, plainly; pairs: of trained_pairs."""
     found, full = [], find(rows, "full")
-    for what, a, b in trained_pairs(rows):
+    for _, a, b in pairs:
         if b["method"].startswith("trained alone") and a["recipe"]["objective"] == b["recipe"]["objective"]:
             signs = [verdict(a, b, task, metric, up) for task, metric, _, _, up in columns_of(a)]
             found.append(f"{'holds' if '-' not in signs and '+' in signs else 'does not hold'} here ({size_of(a)}, {a['recipe']['objective']})")
@@ -249,8 +249,14 @@ lost to the full model: after this much training OverFill's NLL is higher by {',
 The third, that a model trained from random weights needs far more text, is in [HEAL.md](HEAL.md)."""
 
 
-def shown_rows(rows: list, shape: list) -> list:
+def start_shape(rows: list) -> list:
+    """Of the one twin that was not trained."""
+    return next(row for row in rows if row["method"] == "reconstruct")["shape"]
+
+
+def shown_rows(rows: list) -> list:
     """(name, row): the reconstructed twin, what training made of it, and the twin of this repository."""
+    shape = start_shape(rows)
     picked = [find(rows, "pruned", shape, "reconstruct"), find(rows, "overfill", shape, "reconstruct")]
     picked += [row for row in trained_of(rows) if is_shown(row, shape)]
     picked += [row for row in rows if row["method"] == "shipped"]
@@ -274,11 +280,10 @@ def prompts_table(prompts: list, shape: list) -> str:
 
 def trained_section(result: dict) -> str:
     rows, nll = result["rows"], result["rows"][0]["tasks"]["nll"]
-    shape = next(row for row in rows if row["method"] == "reconstruct")["shape"]
     prompts = f"""
 KL to the full model by prompt tokens, {result['prompts'][0]['overfill']['n']} documents, {result['prompts'][0]['overfill']['score_tokens']} tokens scored:
 
-{prompts_table(result['prompts'], shape)}
+{prompts_table(result['prompts'], start_shape(rows))}
 """ if "prompts" in result else ""
     return f"""## Before and after training
 
@@ -295,7 +300,7 @@ reconstruct: untrained, q8_0, solved for on {result['calibration_tokens']:,} tok
 
 KL to the full model by output position:
 
-{positions_table(shown_rows(rows, shape))}
+{positions_table(shown_rows(rows))}
 {prompts}"""
 
 
@@ -389,10 +394,10 @@ def position_chart(rows: list) -> Chart:
                  "KL to the full model, nats a token", series)
 
 
-def trained_chart(rows: list, shape: list) -> Chart:
+def trained_chart(rows: list) -> Chart:
     """Behind the full model only: the twin alone is far above all of them."""
     series = [(name.removeprefix("OverFill, "), colour, "", kl_by_position(row)) for colour, (name, row) in zip(
-        ("#0b6e99",) + TRAINED, [s for s in shown_rows(rows, shape) if s[1]["system"] == "overfill"])]
+        ("#0b6e99",) + TRAINED, [s for s in shown_rows(rows) if s[1]["system"] == "overfill"])]
     return Chart("OverFill: divergence by output position, before and after training", "output position, tokens",
                  "KL to the full model, nats a token", series)
 
@@ -553,6 +558,5 @@ def write(result: dict, folder: pathlib.Path) -> None:
 
 
 def write_trained(result: dict, folder: pathlib.Path) -> None:
-    shape = next(row for row in result["rows"] if row["method"] == "reconstruct")["shape"]
-    draw({"quality-trained": trained_chart(result["rows"], shape)}, folder)
+    draw({"quality-trained": trained_chart(result["rows"])}, folder)
     put(folder, "scripts/quality --healed", trained_section(result))

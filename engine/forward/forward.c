@@ -237,8 +237,8 @@ void forward_begin(struct forward *f, const struct model *model, const struct kv
     bool is_prompt = n_slices && slices[0].is_prompt;
     f->model = model;
     f->quantized_normed.coarse = f->quantized_attn.coarse = f->quantized_mlp.coarse = model->coarse;
-    bool has_own = f->kernels->prompt && !(model->coarse && f->kernels->coarse_is_faster);
-    f->products = is_prompt && has_own ? f->kernels->prompt : &f->kernels->products;
+    const struct products *own = is_prompt ? kernels_prompt(f->kernels, model->coarse) : NULL;
+    f->products = own ? own : &f->kernels->products;
     f->attend = is_prompt && model->quantized && f->kernels->attend_prompt
                     ? f->kernels->attend_prompt
                     : f->kernels->attend;

@@ -141,6 +141,12 @@ struct kernels {
     void (*attend_prompt)(const struct attend_page *a);
 };
 
+/* What multiplies in prompts, instead of `products`; NULL: they do. */
+static inline const struct products *kernels_prompt(const struct kernels *kernels, bool coarse)
+{
+    return coarse && kernels->coarse_is_faster ? NULL : kernels->prompt;
+}
+
 /* The best table this CPU runs, or the one that OVERFILL_KERNELS (scalar, avx2, avxvnni, avx512,
  * avx512-bf16, amx, amx-bf16) names: ERROR_INVALID if it is unknown or this CPU lacks it. */
 int kernels_select(const char *name, const struct kernels **ret_kernels, struct error *err);

@@ -268,8 +268,7 @@ static void fill_info(struct engine *engine)
     info->chat_template = engine->chat_template ? chat_template_name(engine->chat_template) : NULL;
     info->kernels = engine->kernels->name;
     info->is_coarse = full->quantized && full->coarse;
-    info->prompts_in_bf16 = engine->kernels->prompt && full->quantized &&
-                            !(full->coarse && engine->kernels->coarse_is_faster);
+    info->prompts_in_bf16 = full->quantized && kernels_prompt(engine->kernels, full->coarse);
     info->prompts_attend_in_bf16 = engine->kernels->attend_prompt && full->quantized;
     info->context = o->context;
     info->context_train = full->params.context_train;

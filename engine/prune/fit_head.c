@@ -8,6 +8,7 @@
  * (E_head^T p)^T]. The first step goes along M itself: its temperature. See reconstruct.h. */
 #include "engine/base/mem.h"
 #include "engine/prune/reconstruct.h"
+#include "engine/prune/vocabulary.h"
 
 #include <cblas.h>
 #include <lapacke.h>
@@ -24,8 +25,9 @@
 struct head_fit {
     struct reconstruct *r;
     size_t vocab, full, hidden;
-    float *head;     /* [vocab][full] the full model's */
-    float *tied;     /* [vocab][full] the twin's, if it is no map of the full model's */
+    struct vocabulary head; /* the full model's */
+    struct vocabulary tied; /* the twin's, if it is no map of the full model's */
+    struct tensor stored;   /* what tied reads */
     float *x;        /* [LOGIT_ROWS][hidden] the twin's normed states */
     float *states;   /* [3][LOGIT_ROWS][full]: the twin's, their step, the full model's */
     float *z;        /* [3][LOGIT_ROWS][vocab] logits of these; room for B too */
@@ -40,8 +42,9 @@ struct head_fit {
 
 static void fit_close(struct head_fit *f)
 {
-    mem_free(f->head);
-    mem_free(f->tied);
+    vocabulary_close(&f->head);
+    vocabulary_close(&f->tied);
+    tensor_release(&f->stored);
     mem_free(f->x);
     mem_free(f->states);
     mem_free(f->z);
@@ -53,16 +56,26 @@ static void fit_close(struct head_fit *f)
     mem_free(f->b);
 }
 
+static int open_heads(struct head_fit *f, struct error *err)
+{
+    const struct reconstruct *r = f->r;
+    int rc = vocabulary_open(r->reader.team, full_head(r), &f->head, err);
+    if (rc == 0 && r->is_tied)
+        rc = twin_store_get(r->store, "token_embd.weight", &f->stored, err);
+    if (rc == 0 && r->is_tied)
+        rc = vocabulary_open(r->reader.team, &f->stored, &f->tied, err);
+    return rc;
+}
+
 static int fit_open(struct reconstruct *r, struct head_fit *f, struct error *err)
 {
     size_t vocab = r->full_params->vocab_size;
     size_t full = r->full_params->hidden;
     size_t n_logits = 3 * LOGIT_ROWS * vocab;
     *f = (struct head_fit){.r = r, .vocab = vocab, .full = full, .hidden = r->hidden};
-    f->head = load_matrix(full_head(r), err);
-    f->tied = r->is_tied ? load_tied_head(r, err) : NULL;
-    if (!f->head || (r->is_tied && !f->tied))
-        return -ERROR_MEMORY;
+    int rc = open_heads(f, err);
+    if (rc)
+        return rc;
     f->x = mem_array(LOGIT_ROWS * f->hidden, sizeof(float));
     f->states = mem_array(3 * LOGIT_ROWS * full, sizeof(float));
     f->z = mem_array(n_logits > full * full ? n_logits : full * full, sizeof(float));
@@ -105,13 +118,12 @@ static size_t gather(struct head_fit *f, bool held, size_t stride, size_t *at)
  * full model's. */
 static void find_logits(struct head_fit *f, int number, const float *map, size_t n)
 {
-    const struct reconstruct *r = f->r;
     float *states = f->states + number * LOGIT_ROWS * f->full;
     const float *from = number < 2 && !map ? f->x : states;
     if (map)
-        multiply(r, f->x, n, f->hidden, map, f->full, 0, states);
-    multiply(r, from, n, f->full, number < 2 && f->tied ? f->tied : f->head, f->vocab, 0,
-             f->z + number * LOGIT_ROWS * f->vocab);
+        multiply(f->r, f->x, n, f->hidden, map, f->full, 0, states);
+    vocabulary_logits(number < 2 && f->tied.head ? &f->tied : &f->head, from, n,
+                      f->z + number * LOGIT_ROWS * f->vocab);
 }
 
 /* dKL/dt and d2KL/dt2 of KL(full || softmax(twin + t step)) for one row of logits. */
@@ -189,7 +201,7 @@ static void softmax_row(void *context, unsigned member, size_t unit)
 /* mean_p and B's second part, of n rows: sums for now. */
 static void add_curvature(struct head_fit *f, size_t n)
 {
-    turn(f->r, f->z, n, f->vocab, f->head, f->full, f->back);
+    vocabulary_back(&f->head, f->z, n, f->back);
     for (size_t k = 0; k < n; k++) {
         const float *back = f->back + k * f->full;
         cblas_saxpy((blasint)f->vocab, 1, f->z + k * f->vocab, 1, f->mean_p, 1);
@@ -210,7 +222,7 @@ static void add_gradient(struct head_fit *f, const float *map, size_t n)
     if (f->n_curvature < CURVATURE_ROWS)
         add_curvature(f, n);
     cblas_saxpy((blasint)(n * f->vocab), -1, full_p, 1, f->z, 1);
-    turn(f->r, f->z, n, f->vocab, f->head, f->full, f->back);
+    vocabulary_back(&f->head, f->z, n, f->back);
     const struct product p = {
         .a_turned = true,
         .m = f->full,
@@ -228,33 +240,42 @@ static void add_gradient(struct head_fit *f, const float *map, size_t n)
     dense_product(f->r->reader.team, &p);
 }
 
+/* z (+)= E_head^T diag(mean_p) E_head over the head's rows at hand. */
+static void add_squares(struct head_fit *f, float add)
+{
+    const struct vocabulary *head = &f->head;
+    for (size_t v = 0; v < head->n_part; v += LOGIT_ROWS) {
+        size_t n = head->n_part - v < LOGIT_ROWS ? head->n_part - v : LOGIT_ROWS;
+        const float *rows = head->part + v * f->full;
+        for (size_t k = 0; k < n; k++)
+            for (size_t c = 0; c < f->full; c++)
+                f->states[k * f->full + c] =
+                    rows[k * f->full + c] * f->mean_p[head->first + v + k];
+        const struct product p = {
+            .a_turned = true,
+            .m = f->full,
+            .n = f->full,
+            .k = n,
+            .alpha = 1,
+            .beta = v ? 1 : add,
+            .a = rows,
+            .b = f->states,
+            .a_stride = f->full,
+            .b_stride = f->full,
+            .c = f->z,
+            .c_stride = f->full,
+        };
+        dense_product(f->r->reader.team, &p);
+    }
+}
+
 /* B, factorised, from the sums. */
 static int finish_curvature(struct head_fit *f, struct error *err)
 {
     size_t full = f->full;
     double trace = 0;
-    for (size_t v = 0; v < f->vocab; v += LOGIT_ROWS) { /* E_head^T diag(mean_p) E_head */
-        size_t n = f->vocab - v < LOGIT_ROWS ? f->vocab - v : LOGIT_ROWS;
-        const float *rows = f->head + v * full;
-        for (size_t k = 0; k < n; k++)
-            for (size_t c = 0; c < full; c++)
-                f->states[k * full + c] = rows[k * full + c] * f->mean_p[v + k];
-        const struct product p = {
-            .a_turned = true,
-            .m = full,
-            .n = full,
-            .k = n,
-            .alpha = 1,
-            .beta = v ? 1 : 0,
-            .a = rows,
-            .b = f->states,
-            .a_stride = full,
-            .b_stride = full,
-            .c = f->z,
-            .c_stride = full,
-        };
-        dense_product(f->r->reader.team, &p);
-    }
+    while (vocabulary_next(&f->head))
+        add_squares(f, f->head.first ? 1 : 0);
     for (size_t i = 0; i < full * full; i++)
         f->b[i] = (f->b[i] + f->z[i]) / (double)f->n_curvature;
     for (size_t i = 0; i < full; i++)

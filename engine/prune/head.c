@@ -1,6 +1,7 @@
 /* The twin's head, and how well the whole twin does on the held samples. See reconstruct.h. */
 #include "engine/base/mem.h"
 #include "engine/prune/reconstruct.h"
+#include "engine/prune/vocabulary.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -56,16 +57,6 @@ const struct tensor *full_head(const struct reconstruct *r)
     return head ? head : model_file_tensor(r->file, "token_embd.weight");
 }
 
-float *load_tied_head(const struct reconstruct *r, struct error *err)
-{
-    struct tensor t;
-    if (twin_store_get(r->store, "token_embd.weight", &t, err))
-        return NULL;
-    float *w = load_matrix(&t, err);
-    tensor_release(&t);
-    return w;
-}
-
 static double log_sum_exp(const float *z, size_t n, size_t *ret_best)
 {
     size_t best = 0;
@@ -99,45 +90,67 @@ static void score_row(const float *full, const float *twin, size_t n, int32_t ne
     h->nll_full += full_sum - full[next];
 }
 
-/* The held samples' answers, with the heads as they serve but for the activations' rounding. */
+/* What is measured on the held samples, and with what. */
+struct scorer {
+    struct tensor stored;         /* the twin's head */
+    struct vocabulary twin, full; /* both heads */
+    float *z;                     /* [2][LOGIT_ROWS][vocab] logits: the full model's, the twin's */
+};
+
+static int scorer_open(const struct reconstruct *r, struct scorer *s, struct error *err)
+{
+    size_t bytes = 2 * LOGIT_ROWS * (size_t)r->full_params->vocab_size * sizeof(float);
+    const char *name = r->is_tied ? "token_embd.weight" : "output.weight";
+    int rc = twin_store_get(r->store, name, &s->stored, err);
+    if (rc == 0)
+        rc = vocabulary_open(r->reader.team, &s->stored, &s->twin, err);
+    if (rc == 0)
+        rc = vocabulary_open(r->reader.team, full_head(r), &s->full, err);
+    if (rc == 0 && !(s->z = mem_alloc(bytes)))
+        rc = error_memory(err, "logits", bytes);
+    return rc;
+}
+
+static void scorer_close(struct scorer *s)
+{
+    vocabulary_close(&s->twin);
+    vocabulary_close(&s->full);
+    tensor_release(&s->stored);
+    mem_free(s->z);
+}
+
+/* The answer of one held sample, with the heads as they serve but for the activations' rounding. */
+static void score_sample(struct reconstruct *r, struct scorer *scorer, const struct sample *s)
+{
+    size_t vocab = r->full_params->vocab_size;
+    float *twin = scorer->z + LOGIT_ROWS * vocab;
+    for (uint32_t t = s->n_prompt; t < s->n; t += LOGIT_ROWS) {
+        size_t n = s->n - t < LOGIT_ROWS ? s->n - t : LOGIT_ROWS;
+        size_t row = s->answer + t - s->n_prompt;
+        vocabulary_logits(&scorer->full, r->middle + row * r->full_params->hidden, n, scorer->z);
+        vocabulary_logits(&scorer->twin, r->inner + row * r->hidden, n, twin);
+        for (size_t k = 0; k < n; k++)
+            score_row(scorer->z + k * vocab, twin + k * vocab, vocab,
+                      t + k + 1 < s->n ? r->samples->tokens.ids[s->begin + t + k + 1] : -1,
+                      &r->held);
+    }
+}
+
 static int score_held(struct reconstruct *r, struct error *err)
 {
-    struct tensor head = {0};
-    size_t vocab = r->full_params->vocab_size;
-    size_t full = r->full_params->hidden;
-    int rc =
-        twin_store_get(r->store, r->is_tied ? "token_embd.weight" : "output.weight", &head, err);
-    if (rc)
-        return rc;
-    _cleanup_mem_ float *twin_w = load_matrix(&head, err);
-    tensor_release(&head);
-    _cleanup_mem_ float *full_w = load_matrix(full_head(r), err);
-    _cleanup_mem_ float *z = mem_array(2 * LOGIT_ROWS, vocab * sizeof(float));
-    if (!twin_w || !full_w)
-        return -(int)err->code;
-    if (!z)
-        return error_memory(err, "logits", 2 * LOGIT_ROWS * vocab * sizeof(float));
-    for (size_t i = 0; i < r->samples->n_samples; i++) {
-        const struct sample *s = &r->samples->samples[i];
-        for (uint32_t t = s->n_prompt; s->held && t < s->n; t += LOGIT_ROWS) {
-            size_t n = s->n - t < LOGIT_ROWS ? s->n - t : LOGIT_ROWS;
-            size_t row = s->answer + t - s->n_prompt;
-            multiply(r, r->middle + row * full, n, full, full_w, vocab, 0, z);
-            multiply(r, r->inner + row * r->hidden, n, r->hidden, twin_w, vocab, 0,
-                     z + LOGIT_ROWS * vocab);
-            for (size_t k = 0; k < n; k++)
-                score_row(z + k * vocab, z + (LOGIT_ROWS + k) * vocab, vocab,
-                          t + k + 1 < s->n ? r->samples->tokens.ids[s->begin + t + k + 1] : -1,
-                          &r->held);
-        }
-    }
+    struct scorer scorer = {0};
+    int rc = scorer_open(r, &scorer, err);
+    for (size_t i = 0; rc == 0 && i < r->samples->n_samples; i++)
+        if (r->samples->samples[i].held)
+            score_sample(r, &scorer, &r->samples->samples[i]);
+    scorer_close(&scorer);
     if (r->held.n_tokens) {
         r->held.kl /= (double)r->held.n_tokens;
         r->held.agree /= (double)r->held.n_tokens;
         r->held.nll /= (double)r->held.n_next;
         r->held.nll_full /= (double)r->held.n_next;
     }
-    return 0;
+    return rc;
 }
 
 /* A head of the twin's own: the full model's behind a map of the states. */

@@ -4,6 +4,7 @@
 #include "engine/base/hash.h"
 #include "engine/base/mem.h"
 #include "engine/base/system.h"
+#include "engine/prune/vocabulary.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -30,15 +31,13 @@ static int check_memory(const struct reconstruct *r, struct error *err)
     size_t widest = max_size(p->mlp, r->hidden), row_bytes = 0;
     tensor_type_bytes(head_type(r), r->hidden, &row_bytes);
     /* one after another: a layer's sums, their inverse and what the channels are chosen by; the
-     * head in float (a tied one twice) and logits; the twin's head in float, twice while it is
-     * rounded, and stored */
+     * twin's head as it is stored, with logits of three kinds and rows of both heads in float */
     size_t sums = widest * widest * (2 * sizeof(double) + sizeof(float)) +
                   2 * (size_t)p->hidden * p->mlp * sizeof(double);
-    size_t head = p->hidden * sizeof(float) * (r->is_tied ? 2 : 1) + 3 * LOGIT_ROWS * sizeof(float);
-    size_t twin_head = 2 * r->hidden * sizeof(float) + row_bytes;
+    size_t head = p->vocab_size * (row_bytes + 3 * LOGIT_ROWS * sizeof(float)) +
+                  4 * VOCABULARY_PART * (size_t)p->hidden * sizeof(float);
     /* and beside them a layer of weights twice */
-    size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 +
-                   max_size(sums, p->vocab_size * max_size(head, twin_head));
+    size_t fixed = 2 * (size_t)p->hidden * p->mlp * 3 + max_size(sums, head);
     return room_check_bytes(fixed, 0, bytes_per_token(r), r->samples->tokens.n, err);
 }
 

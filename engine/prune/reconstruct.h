@@ -73,8 +73,6 @@ int rebuild_layer(struct reconstruct *r, uint32_t layer, struct error *err);
 int rebuild_head(struct reconstruct *r, struct error *err);
 
 const struct tensor *full_head(const struct reconstruct *r);
-/* The twin's embedding as it is stored, of a tied head. */
-float *load_tied_head(const struct reconstruct *r, struct error *err);
 /* fit_head.c: sets the temperature, and moves the map of the twin's last states to the full model's
  * towards the least KL. ls, ridge: of the fit that the map comes of. map NULL: the head is tied,
  * and there is only a temperature. */

@@ -9,25 +9,29 @@
 #include <math.h>
 #include <string.h>
 
+#define PART_ROWS 4096 /* are rounded at once: of a vocabulary's, a second copy would be large */
 #define DAMPING 0.01 /* of the mean diagonal: what the inputs at hand say of others */
 
 struct rounder {
     enum tensor_type type;
     const struct tensor_grid *grid;
     size_t block; /* elements: columns that are rounded together */
-    size_t n_rows, n_in;
-    float *w;      /* [n_rows][n_in], what is left to be rounded */
-    float *u;      /* [n_in][n_in], upper: (gram + damping)^-1 = u^T u */
+    size_t n_in, n_rows; /* n_rows: in w, at most PART_ROWS */
+    float *w;            /* [PART_ROWS][n_in], what is left to be rounded */
+    float *u;      /* [n_in][n_in], upper: (gram + damping)^-1 = u^T u; NULL: no feedback */
     float *weight; /* [n_in] 1 / u_ii^2: what an error of the column costs */
-    float *lost;   /* [n_rows][block] errors of the block's columns, over u_ii */
+    float *lost;   /* [PART_ROWS][block] errors of the block's columns, over u_ii */
 };
 
-static void rounder_close(struct rounder *r)
+void rounder_close(struct rounder *r)
 {
+    if (!r)
+        return;
     mem_free(r->w);
     mem_free(r->u);
     mem_free(r->weight);
     mem_free(r->lost);
+    mem_free(r);
 }
 
 static int find_feedback(struct rounder *r, const double *gram, struct error *err)
@@ -95,46 +99,71 @@ static void feed_forward(struct rounder *r, size_t first)
                 (blasint)r->n_in);
 }
 
-static int round_with_feedback(struct rounder *r, const float *w, const double *gram,
-                               uint8_t *blocks, struct error *err)
+/* r->n_rows rows at w. */
+static void round_part(struct rounder *r, const float *w, uint8_t *blocks)
 {
     size_t block_bytes = tensor_block_bytes(r->type);
     size_t n_blocks = r->n_in / r->block;
-    r->w = mem_array(r->n_rows, r->n_in * sizeof(float));
-    r->u = mem_array(r->n_in, r->n_in * sizeof(float));
-    r->weight = mem_array(r->n_in, sizeof(float));
-    r->lost = mem_array(r->n_rows, r->block * sizeof(float));
-    if (!r->w || !r->u || !r->weight || !r->lost)
-        return error_memory(err, "rounding", r->n_rows * r->n_in * sizeof(float));
-    int rc = tensor_check_block_values(r->type, w, r->n_rows * r->n_in, err);
-    if (rc == 0)
-        rc = find_feedback(r, gram, err);
-    if (rc)
-        return rc;
     memcpy(r->w, w, r->n_rows * r->n_in * sizeof(float));
     for (size_t b = 0; b < n_blocks; b++) {
         for (size_t row = 0; row < r->n_rows; row++)
             round_block(r, row, b * r->block, blocks + (row * n_blocks + b) * block_bytes);
         feed_forward(r, b * r->block);
     }
+}
+
+int round_rows(struct rounder *r, const float *w, size_t n_rows, uint8_t *ret_blocks,
+               struct error *err)
+{
+    size_t row_bytes;
+    if (!r->u)
+        return tensor_quantize(r->type, w, n_rows * r->n_in, ret_blocks, err);
+    int rc = tensor_check_block_values(r->type, w, n_rows * r->n_in, err);
+    if (rc)
+        return rc;
+    tensor_type_bytes(r->type, r->n_in, &row_bytes);
+    blas_begin();
+    for (size_t i = 0; i < n_rows; i += PART_ROWS) {
+        r->n_rows = n_rows - i < PART_ROWS ? n_rows - i : PART_ROWS;
+        round_part(r, w + i * r->n_in, ret_blocks + i * row_bytes);
+    }
+    blas_end();
     return 0;
 }
 
-int round_matrix(enum tensor_type type, const float *w, size_t n_rows, size_t n_in,
-                 const double *gram, uint8_t *ret_blocks, struct error *err)
+static int alloc_feedback(struct rounder *r, struct error *err)
 {
-    struct rounder r = {
-        .type = type,
-        .grid = tensor_type_grid(type),
-        .block = tensor_block_elements(type),
-        .n_rows = n_rows,
-        .n_in = n_in,
-    };
-    if (!gram || !r.grid)
-        return tensor_quantize(type, w, n_rows * n_in, ret_blocks, err);
-    blas_begin();
-    int rc = round_with_feedback(&r, w, gram, ret_blocks, err);
-    blas_end();
-    rounder_close(&r);
-    return rc;
+    r->w = mem_array(PART_ROWS, r->n_in * sizeof(float));
+    r->u = mem_array(r->n_in, r->n_in * sizeof(float));
+    r->weight = mem_array(r->n_in, sizeof(float));
+    r->lost = mem_array(PART_ROWS, r->block * sizeof(float));
+    if (!r->w || !r->u || !r->weight || !r->lost)
+        return error_memory(err, "rounding", (PART_ROWS + r->n_in) * r->n_in * sizeof(float));
+    return 0;
+}
+
+int rounder_open(enum tensor_type type, size_t n_in, const double *gram,
+                 struct rounder **ret_rounder, struct error *err)
+{
+    struct rounder *r = mem_calloc(1, sizeof(*r));
+    if (!r)
+        return error_memory(err, "rounding", sizeof(*r));
+    r->type = type;
+    r->grid = tensor_type_grid(type);
+    r->block = tensor_block_elements(type);
+    r->n_in = n_in;
+    int rc = 0;
+    if (gram && r->grid) {
+        blas_begin();
+        rc = alloc_feedback(r, err);
+        if (rc == 0)
+            rc = find_feedback(r, gram, err);
+        blas_end();
+    }
+    if (rc) {
+        rounder_close(r);
+        return rc;
+    }
+    *ret_rounder = r;
+    return 0;
 }

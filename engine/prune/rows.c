@@ -2,6 +2,7 @@
  * rows of a batch are answers. See reconstruct.h. */
 #include "engine/base/mem.h"
 #include "engine/prune/reconstruct.h"
+#include "engine/prune/vocabulary.h"
 
 #include <string.h>
 
@@ -62,28 +63,26 @@ int solve_input_map(const struct reconstruct *r, const struct least_squares *ls,
     return least_squares_solve(ls, 0, ls->n_out, identity, start, map, ret_result, err);
 }
 
-/* The tensor's rows are turned so many at once: those of a vocabulary may be more than fit in
- * float. */
-#define TURN_ROWS 4096
-
 int put_turned(struct reconstruct *r, const char *name, const struct tensor *t, const float *map,
                const double *gram, struct error *err)
 {
-    size_t full = r->full_params->hidden;
-    size_t n_rows = t->dims[1];
-    size_t row_bytes = t->bytes / n_rows;
-    _cleanup_mem_ float *turned = mem_array(n_rows, r->hidden * sizeof(float));
-    _cleanup_mem_ float *rows = mem_array(TURN_ROWS, full * sizeof(float));
-    if (!turned || !rows)
-        return error_memory(err, name, n_rows * r->hidden * sizeof(float));
-    for (size_t i = 0; i < n_rows; i += TURN_ROWS) {
-        size_t n = n_rows - i < TURN_ROWS ? n_rows - i : TURN_ROWS;
-        float *to = map ? rows : turned + i * full;
-        tensor_dequantize(t->type, (const uint8_t *)t->data + i * row_bytes, n * full, to);
+    struct vocabulary v = {0};
+    _cleanup_mem_ float *turned = mem_array(VOCABULARY_PART, r->hidden * sizeof(float));
+    if (twin_store_has(r->store, name))
+        return 0;
+    if (!turned)
+        return error_memory(err, name, VOCABULARY_PART * r->hidden * sizeof(float));
+    int rc = twin_store_begin(r->store, name, head_type(r), t->dims[1], r->hidden, gram, err);
+    if (rc)
+        return rc;
+    rc = vocabulary_open(r->reader.team, t, &v, err);
+    while (rc == 0 && vocabulary_next(&v)) {
         if (map)
-            turn(r, rows, n, full, map, r->hidden, turned + i * r->hidden);
+            turn(r, v.part, v.n_part, v.width, map, r->hidden, turned);
+        rc = twin_store_add(r->store, map ? turned : v.part, v.n_part, err);
     }
-    return twin_store_put(r->store, name, head_type(r), turned, n_rows, r->hidden, gram, err);
+    vocabulary_close(&v);
+    return twin_store_end(r->store, rc, err);
 }
 
 size_t answer_rows(const struct sample_set *samples, struct batch batch)

@@ -31,6 +31,12 @@ struct twin_store {
     off_t *at; /* where the bytes of each begin */
     size_t n, cap;
     off_t end;
+    struct {
+        struct entry entry;
+        struct rounder *rounder;
+        uint8_t *data;
+        size_t done; /* bytes */
+    } coming;        /* between twin_store_begin and twin_store_end */
 };
 
 static int io_error(const struct twin_store *s, const char *what, struct error *err)
@@ -186,30 +192,58 @@ int twin_store_copy(struct twin_store *s, const struct tensor *tensor, struct er
     return twin_store_has(s, tensor->name) ? 0 : append(s, &entry, tensor->data, err);
 }
 
+int twin_store_begin(struct twin_store *s, const char *name, enum tensor_type type, size_t n_rows,
+                     size_t n_columns, const double *gram, struct error *err)
+{
+    struct tensor *t = &s->coming.entry.tensor;
+    size_t n = n_rows ? n_rows : 1;
+    size_t row_bytes;
+    type = tensor_type_for_rows(type, n_columns);
+    *t = (struct tensor){.type = type, .n_dims = n_rows ? 2 : 1, .dims = {n_columns, n, 1, 1}};
+    snprintf(t->name, sizeof(t->name), "%s", name);
+    if (!tensor_type_bytes(type, n_columns, &row_bytes) || !mem_mul(row_bytes, n, &t->bytes))
+        return error_set(err, ERROR_INVALID, "type %s: rows of %zu do not fit its blocks of %u",
+                         tensor_type_name(type), n_columns, tensor_block_elements(type));
+    s->coming.done = 0;
+    s->coming.data = mem_alloc(t->bytes);
+    if (!s->coming.data)
+        return error_memory(err, name, t->bytes);
+    int rc = rounder_open(type, n_columns, gram, &s->coming.rounder, err);
+    return rc ? twin_store_end(s, rc, err) : 0;
+}
+
+int twin_store_add(struct twin_store *s, const float *rows, size_t n_rows, struct error *err)
+{
+    const struct tensor *t = &s->coming.entry.tensor;
+    int rc = round_rows(s->coming.rounder, rows, n_rows, s->coming.data + s->coming.done, err);
+    if (rc)
+        return error_prefix(err, "%s", t->name);
+    s->coming.done += t->bytes / t->dims[1] * n_rows;
+    return 0;
+}
+
+int twin_store_end(struct twin_store *s, int rc, struct error *err)
+{
+    if (rc == 0)
+        rc = append(s, &s->coming.entry, s->coming.data, err);
+    mem_free(s->coming.data);
+    rounder_close(s->coming.rounder);
+    s->coming.data = NULL;
+    s->coming.rounder = NULL;
+    return rc;
+}
+
 int twin_store_put(struct twin_store *s, const char *name, enum tensor_type type,
                    const float *values, size_t n_rows, size_t n_columns, const double *gram,
                    struct error *err)
 {
-    size_t n = n_rows ? n_rows : 1;
-    size_t row_bytes;
-    size_t bytes;
-    type = tensor_type_for_rows(type, n_columns);
-    struct entry entry = {
-        .tensor = {.type = type, .n_dims = n_rows ? 2 : 1, .dims = {n_columns, n, 1, 1}}};
     if (twin_store_has(s, name))
         return 0;
-    if (!tensor_type_bytes(type, n_columns, &row_bytes) || !mem_mul(row_bytes, n, &bytes))
-        return error_set(err, ERROR_INVALID, "type %s: rows of %zu do not fit its blocks of %u",
-                         tensor_type_name(type), n_columns, tensor_block_elements(type));
-    _cleanup_mem_ uint8_t *data = mem_alloc(bytes);
-    if (!data)
-        return error_memory(err, name, bytes);
-    int rc = round_matrix(type, values, n, n_columns, gram, data, err);
+    int rc = twin_store_begin(s, name, type, n_rows, n_columns, gram, err);
     if (rc)
-        return error_prefix(err, "%s", name);
-    snprintf(entry.tensor.name, sizeof(entry.tensor.name), "%s", name);
-    entry.tensor.bytes = bytes;
-    return append(s, &entry, data, err);
+        return rc;
+    rc = twin_store_add(s, values, n_rows ? n_rows : 1, err);
+    return twin_store_end(s, rc, err);
 }
 
 int twin_store_get(const struct twin_store *s, const char *name, struct tensor *ret_tensor,

@@ -22,12 +22,18 @@ void twin_store_close(struct twin_store *store);
 void twin_store_remove(struct twin_store *store);
 
 bool twin_store_has(const struct twin_store *store, const char *name);
-/* Quantises values [n_rows][n_columns] as round_matrix does with gram, and appends them, as the
+/* Quantises values [n_rows][n_columns] as round_rows does with gram, and appends them, as the
  * type that rows of n_columns take when `type` is wanted. n_rows 0: a vector. What is there already
  * stays: a run ended between two matrices of one fit solves both again. */
 int twin_store_put(struct twin_store *store, const char *name, enum tensor_type type,
                    const float *values, size_t n_rows, size_t n_columns, const double *gram,
                    struct error *err);
+/* The same of a matrix whose rows come in parts: begin, rows until all have come, end, which drops
+ * what came if `rc` is an error, and returns it. One matrix at a time. */
+int twin_store_begin(struct twin_store *store, const char *name, enum tensor_type type,
+                     size_t n_rows, size_t n_columns, const double *gram, struct error *err);
+int twin_store_add(struct twin_store *store, const float *rows, size_t n_rows, struct error *err);
+int twin_store_end(struct twin_store *store, int rc, struct error *err);
 /* Appends the tensor as it is. */
 int twin_store_copy(struct twin_store *store, const struct tensor *tensor, struct error *err);
 /* The tensor with its bytes in memory: tensor_release frees them. ERROR_INTERNAL if it is not

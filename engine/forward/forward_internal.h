@@ -98,8 +98,9 @@ void linear_run(const struct forward *f, const struct linear *linear);
 /* Quantises x[n], which is row `row` from block `block` on, if the model wants that. */
 void linear_prepare(const struct forward *f, const float *x, size_t n, size_t row, size_t block,
                     const struct quantized_rows *quantized);
-/* Cuts the product of n_rows and w into units of some rows and `tiles` tiles, rows fastest, so that
- * weights stay in cache from unit to unit. */
+/* Cuts the product of n_rows and w into units of some rows and `tiles` tiles. Neighbours, which one
+ * member is likely to get, are a share of the rows with all the weights; in it rows are fastest, so
+ * that weights stay in cache from unit to unit. */
 size_t unit_count(const struct forward *f, const struct matrix *w, size_t n_rows, size_t tiles);
 struct unit_range unit_at(const struct forward *f, const struct matrix *w, size_t unit,
                           size_t n_rows, size_t tiles);

@@ -64,13 +64,21 @@ size_t unit_count(const struct forward *f, const struct matrix *w, size_t n_rows
     return ((n_rows + rows - 1) / rows) * ((n_tiles(w) + tiles - 1) / tiles);
 }
 
+/* Members go on from one phase to the next with the rows they had: what they wrote is in their own
+ * caches. */
 struct unit_range unit_at(const struct forward *f, const struct matrix *w, size_t unit,
                           size_t n_rows, size_t tiles)
 {
     size_t rows = unit_rows(f, w);
+    size_t n_members = crew_size(team_crew(f->team));
     size_t n_row_units = (n_rows + rows - 1) / rows;
-    size_t row = unit % n_row_units * rows;
-    size_t tile = unit / n_row_units * tiles;
+    size_t n_tile_units = (n_tiles(w) + tiles - 1) / tiles;
+    size_t share = (n_row_units + n_members - 1) / n_members; /* row units of a member */
+    size_t first = unit / (share * n_tile_units) * share;
+    size_t n = first + share < n_row_units ? share : n_row_units - first;
+    size_t in_share = unit - first * n_tile_units;
+    size_t row = (first + in_share % n) * rows;
+    size_t tile = in_share / n * tiles;
     return (struct unit_range){
         .row_begin = row,
         .row_end = row + rows < n_rows ? row + rows : n_rows,

@@ -12,6 +12,12 @@
 /* Fewer rows than this leave half of a tile empty, and pay for unpacking: vectors are as fast. */
 #define LEAST_ROWS 9
 
+/* Of coarse rows vectors need one digit, while scaling a tile's sums costs as much as ever. */
+INLINE bool is_for_vectors(const struct matmul *m)
+{
+    return m->x->coarse || m->row_end - m->row_begin < LEAST_ROWS;
+}
+
 #define MOST_GROUPS 4 /* that share unpacked weights */
 #define CHUNK 16      /* blocks whose weights are unpacked at once: they stay in the L1 cache */
 
@@ -215,32 +221,30 @@ INLINE void run_tiles(const struct matmul *m, const enum kernel_layout layout)
     _tile_release(); /* the tiles are no longer part of what a change of threads saves */
 }
 
-static void matmul_q8(const struct matmul *m)
+void amx_matmul_q8(const struct matmul *m)
 {
-    if (m->row_end - m->row_begin < LEAST_ROWS)
+    if (is_for_vectors(m))
         vector_matmul_q8(m);
     else
         run_tiles(m, KERNEL_Q8);
 }
 
-static void matmul_q4(const struct matmul *m)
+void amx_matmul_q4(const struct matmul *m)
 {
-    if (m->row_end - m->row_begin < LEAST_ROWS)
+    if (is_for_vectors(m))
         vector_matmul_q4(m);
     else
         run_tiles(m, KERNEL_Q4);
 }
 
-static void matmul_q4_min(const struct matmul *m)
+void amx_matmul_q4_min(const struct matmul *m)
 {
-    if (m->row_end - m->row_begin < LEAST_ROWS)
+    if (is_for_vectors(m))
         vector_matmul_q4_min(m);
     else
         run_tiles(m, KERNEL_Q4_MIN);
 }
 
 const struct kernels KERNELS_AMX =
-    X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL, false, NULL);
-const struct kernels KERNELS_AMX_BF16 =
-    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16, false, NULL);
+    X86_TABLE("amx", amx_matmul_q8, amx_matmul_q4, amx_matmul_q4_min, NULL, false, NULL);
 #endif

@@ -1,8 +1,10 @@
-/* Products of many rows with AMX (TILE, BF16): bf16_products.h, with the sums in tiles. Two groups
- * of rows times two tiles of outputs share what is loaded. */
+/* Prompts with AMX (TILE, BF16): products, which are bf16_products.h with the sums in tiles, and
+ * attention. Two groups of rows times two tiles of outputs share what is loaded. All else is that of
+ * amx.c. */
 #if defined(__x86_64__)
 #include "engine/kernels/amx_tiles.h"
-#include "engine/kernels/bf16_products.h"
+#define CHUNK 24
+#include "engine/kernels/bf16_attend.h"
 
 /* Tile registers: sums of group 0 or 1 and outputs 0 or 1, then rows, then weights. */
 #define SUM_00 0
@@ -14,15 +16,19 @@
 #define WEIGHTS_0 6
 #define WEIGHTS_1 7
 
-INLINE void begin_rows(size_t n_rows)
+INLINE void begin_tiles(size_t group_rows)
 {
-    const struct groups g = groups_of(0, n_rows);
     struct tile_shapes shapes = {.palette = 1};
     for (int i = SUM_00; i <= WEIGHTS_1; i++) {
-        shapes.n_rows[i] = (uint8_t)(i < WEIGHTS_0 ? g.n_rows : GROUP_ROWS);
+        shapes.n_rows[i] = (uint8_t)(i < WEIGHTS_0 ? group_rows : GROUP_ROWS);
         shapes.row_bytes[i] = LINE;
     }
     load_shapes(&shapes);
+}
+
+INLINE void begin_rows(size_t n_rows)
+{
+    begin_tiles(groups_of(0, n_rows).n_rows);
 }
 
 INLINE void end_rows(void)
@@ -104,6 +110,102 @@ INLINE void store(const struct matmul *m, const struct chunk *c, const struct sc
         store_rows(m, &g, c->tile + t, s->sums[t]);
 }
 
-const struct products PRODUCTS_AMX_BF16 = {
+/* A tile's queries, what they score, how they weigh, and what they get. */
+struct queries {
+    _Alignas(LINE) int16_t q[MOST_HEAD_DIM / 32][GROUP_ROWS][32];
+    float scores[2][GROUP_ROWS][16]; /* of 16 keys each */
+    int16_t p[GROUP_ROWS][KERNEL_PAGE_TOKENS];
+    float sums[MOST_HEAD_DIM / KERNEL_TILE][GROUP_ROWS][KERNEL_TILE];
+    float correction[GROUP_ROWS];
+};
+
+INLINE void begin_page(void)
+{
+    begin_tiles(GROUP_ROWS);
+}
+
+INLINE void end_page(void)
+{
+    _tile_release();
+}
+
+/* The compiler does not know what a tile's load reads, and what its store writes. */
+INLINE void queries_in_memory(struct queries *q)
+{
+    __asm__ volatile("" : : "r"(q) : "memory");
+}
+
+/* Of the 32 keys. */
+INLINE void score_queries(const struct attend_page *a, const struct pairs *s, struct queries *q)
+{
+    queries_in_memory(q);
+    _tile_zero(SUM_00);
+    _tile_zero(SUM_01);
+    for (size_t d = 0; d < a->head_dim; d += 32) {
+        _tile_loadd(ROWS_0, q->q[d / 32], LINE);
+        _tile_loadd(WEIGHTS_0, s->keys[0][d / 2], LINE);
+        _tile_loadd(WEIGHTS_1, s->keys[1][d / 2], LINE);
+        _tile_dpbf16ps(SUM_00, ROWS_0, WEIGHTS_0);
+        _tile_dpbf16ps(SUM_01, ROWS_0, WEIGHTS_1);
+    }
+    _tile_stored(SUM_00, q->scores[0], LINE);
+    _tile_stored(SUM_01, q->scores[1], LINE);
+    queries_in_memory(q);
+}
+
+/* sums = p times the values, two tiles of inputs at once. */
+INLINE void sum_values(const struct attend_page *a, const struct pairs *s, struct queries *q)
+{
+    queries_in_memory(q);
+    _tile_loadd(ROWS_0, q->p, LINE);
+    for (size_t i = 0; i < a->head_dim / KERNEL_TILE; i += 2) {
+        _tile_zero(SUM_00);
+        _tile_zero(SUM_01);
+        _tile_loadd(WEIGHTS_0, s->values[i], LINE);
+        _tile_loadd(WEIGHTS_1, s->values[i + 1], LINE);
+        _tile_dpbf16ps(SUM_00, ROWS_0, WEIGHTS_0);
+        _tile_dpbf16ps(SUM_01, ROWS_0, WEIGHTS_1);
+        _tile_stored(SUM_00, q->sums[i], LINE);
+        _tile_stored(SUM_01, q->sums[i + 1], LINE);
+    }
+    queries_in_memory(q);
+}
+
+INLINE size_t attend_queries(const struct attend_page *a, const struct pairs *s, size_t i,
+                             size_t n_tokens)
+{
+    struct queries q;
+    size_t n = x86_seeing_queries(a, i, GROUP_ROWS);
+    (void)n_tokens;
+    if (n < GROUP_ROWS) { /* the other rows' results are of no use, but they must be numbers */
+        for (size_t d = 0; d < a->head_dim; d += 32)
+            memset(q.q[d / 32][n], 0, (GROUP_ROWS - n) * sizeof(q.q[0][0]));
+        memset(q.p[n], 0, (GROUP_ROWS - n) * sizeof(q.p[0]));
+    }
+    for (size_t j = 0; j < n; j++)
+        for (size_t d = 0; d < a->head_dim; d += 32)
+            block_to_bf16(a->q + (i + j) * a->q_stride + d, q.q[d / 32][j]);
+    score_queries(a, s, &q);
+    for (size_t j = 0; j < n; j++) {
+        float p[KERNEL_PAGE_TOKENS];
+        const __m512 scores[2] = {_mm512_load_ps(q.scores[0][j]), _mm512_load_ps(q.scores[1][j])};
+        q.correction[j] = page_softmax(scores, a->n_keys[i + j],
+                                       a->state + (i + j) * ATTEND_STATE(a->head_dim), p);
+        block_to_bf16(p, q.p[j]);
+    }
+    sum_values(a, s, &q);
+    for (size_t j = 0; j < n; j++) {
+        float *acc = a->state + (i + j) * ATTEND_STATE(a->head_dim) + 2;
+        __m512 correction = _mm512_set1_ps(q.correction[j]);
+        for (size_t d = 0; d < a->head_dim; d += KERNEL_TILE)
+            _mm512_storeu_ps(acc + d, _mm512_fmadd_ps(_mm512_loadu_ps(acc + d), correction,
+                                                      _mm512_load_ps(q.sums[d / KERNEL_TILE][j])));
+    }
+    return n;
+}
+
+static const struct products PROMPT = {
     to_bf16, {matmul_q8, matmul_q4, matmul_q4_min}, KERNEL_MOST_UNIT_ROWS};
+const struct kernels KERNELS_AMX_BF16 = X86_TABLE("amx-bf16", amx_matmul_q8, amx_matmul_q4,
+                                                  amx_matmul_q4_min, &PROMPT, false, attend_prompt);
 #endif

@@ -1,7 +1,8 @@
 /* Products of many rows in bf16, but for what multiplies: weights and activations are rounded to
  * bf16, and float sums run over all inputs. The integer products must scale every block's sum,
  * since every block has a scale of its own; here the scales are in the weights. Compiled into
- * amx_bf16.c and avx512_bf16.c, which define what is declared below. Internal.
+ * amx_bf16.c and avx512_bf16.c, which define what is declared below, and CHUNK: how many blocks'
+ * weights are unpacked at once, so that they stay near. Internal.
  *
  * A row's bits depend on nothing but the row, as everywhere, but they are not those of the other
  * tables (kernels.h, `prompt`).
@@ -15,8 +16,7 @@
 
 #include <string.h>
 
-#define PAIR 2   /* tiles of outputs that are multiplied together */
-#define CHUNK 16 /* blocks whose weights are unpacked at once: they stay near */
+#define PAIR 2 /* tiles of outputs that are multiplied together */
 
 /* A thread's own, on its stack. */
 struct scratch {
@@ -126,13 +126,15 @@ INLINE void run_tiles(const struct matmul *m, const enum kernel_layout layout)
 {
     struct scratch s;
     struct chunk c;
+    const size_t n_chunks = (m->n_blocks + CHUNK - 1) / CHUNK;
+    const size_t chunk = (m->n_blocks + n_chunks - 1) / n_chunks; /* none of a few blocks */
     for (c.row_begin = m->row_begin; c.row_begin < m->row_end; c.row_begin = c.row_end) {
         c.row_end = least(c.row_begin + KERNEL_MOST_UNIT_ROWS, m->row_end);
         begin_rows(c.row_end - c.row_begin);
         for (c.tile = m->tile_begin; c.tile < m->tile_end; c.tile += PAIR) {
             c.n_tiles = least(PAIR, m->tile_end - c.tile);
-            for (c.block = 0; c.block < m->n_blocks; c.block += CHUNK) {
-                c.n_blocks = least(CHUNK, m->n_blocks - c.block);
+            for (c.block = 0; c.block < m->n_blocks; c.block += chunk) {
+                c.n_blocks = least(chunk, m->n_blocks - c.block);
                 run_chunk(m, layout, &c, &s);
             }
             store(m, &c, &s);

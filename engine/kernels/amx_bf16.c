@@ -1,6 +1,6 @@
 /* Prompts with AMX (TILE, BF16): products, which are bf16_products.h with the sums in tiles, and
- * attention. Two groups of rows times two tiles of outputs share what is loaded. All else is that of
- * amx.c. */
+ * attention. Two groups of rows times two tiles of outputs share what is loaded. All else is that
+ * of amx.c. */
 #if defined(__x86_64__)
 #include "engine/kernels/amx_tiles.h"
 #define CHUNK 24

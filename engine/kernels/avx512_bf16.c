@@ -100,8 +100,8 @@ INLINE void to_pairs(const float *x, int16_t *pairs)
 }
 
 /* Scores of 32 keys for n queries at once. */
-INLINE void pair_scores(const struct attend_page *a, const struct pairs *s,
-                        const struct queries *q, __m512 scores[][2], const size_t n)
+INLINE void pair_scores(const struct attend_page *a, const struct pairs *s, const struct queries *q,
+                        __m512 scores[][2], const size_t n)
 {
     for (size_t j = 0; j < n; j++)
         scores[j][0] = scores[j][1] = _mm512_setzero_ps();

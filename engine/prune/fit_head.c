@@ -28,15 +28,15 @@ struct head_fit {
     struct vocabulary head; /* the full model's */
     struct vocabulary tied; /* the twin's, if it is no map of the full model's */
     struct tensor stored;   /* what tied reads */
-    float *x;        /* [LOGIT_ROWS][hidden] the twin's normed states */
-    float *states;   /* [3][LOGIT_ROWS][full]: the twin's, their step, the full model's */
-    float *z;        /* [3][LOGIT_ROWS][vocab] logits of these; room for B too */
-    double *slopes;  /* [LOGIT_ROWS][2] of KL along the step, and its curvature */
-    double t;        /* how far along the step */
-    float *mean_p;   /* [vocab] */
-    float *back;     /* [LOGIT_ROWS][full] E_head^T of probabilities */
-    float *gradient; /* [full][hidden] */
-    double *a, *b;   /* Cholesky factors: [hidden][hidden], [full][full] */
+    float *x;               /* [LOGIT_ROWS][hidden] the twin's normed states */
+    float *states;          /* [3][LOGIT_ROWS][full]: the twin's, their step, the full model's */
+    float *z;               /* [3][LOGIT_ROWS][vocab] logits of these; room for B too */
+    double *slopes;         /* [LOGIT_ROWS][2] of KL along the step, and its curvature */
+    double t;               /* how far along the step */
+    float *mean_p;          /* [vocab] */
+    float *back;            /* [LOGIT_ROWS][full] E_head^T of probabilities */
+    float *gradient;        /* [full][hidden] */
+    double *a, *b;          /* Cholesky factors: [hidden][hidden], [full][full] */
     size_t n_curvature;
 };
 
@@ -249,8 +249,7 @@ static void add_squares(struct head_fit *f, float add)
         const float *rows = head->part + v * f->full;
         for (size_t k = 0; k < n; k++)
             for (size_t c = 0; c < f->full; c++)
-                f->states[k * f->full + c] =
-                    rows[k * f->full + c] * f->mean_p[head->first + v + k];
+                f->states[k * f->full + c] = rows[k * f->full + c] * f->mean_p[head->first + v + k];
         const struct product p = {
             .a_turned = true,
             .m = f->full,

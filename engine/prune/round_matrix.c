@@ -10,17 +10,17 @@
 #include <string.h>
 
 #define PART_ROWS 4096 /* are rounded at once: of a vocabulary's, a second copy would be large */
-#define DAMPING 0.01 /* of the mean diagonal: what the inputs at hand say of others */
+#define DAMPING 0.01   /* of the mean diagonal: what the inputs at hand say of others */
 
 struct rounder {
     enum tensor_type type;
     const struct tensor_grid *grid;
-    size_t block; /* elements: columns that are rounded together */
+    size_t block;        /* elements: columns that are rounded together */
     size_t n_in, n_rows; /* n_rows: in w, at most PART_ROWS */
     float *w;            /* [PART_ROWS][n_in], what is left to be rounded */
-    float *u;      /* [n_in][n_in], upper: (gram + damping)^-1 = u^T u; NULL: no feedback */
-    float *weight; /* [n_in] 1 / u_ii^2: what an error of the column costs */
-    float *lost;   /* [PART_ROWS][block] errors of the block's columns, over u_ii */
+    float *u;            /* [n_in][n_in], upper: (gram + damping)^-1 = u^T u; NULL: no feedback */
+    float *weight;       /* [n_in] 1 / u_ii^2: what an error of the column costs */
+    float *lost;         /* [PART_ROWS][block] errors of the block's columns, over u_ii */
 };
 
 void rounder_close(struct rounder *r)

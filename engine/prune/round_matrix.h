@@ -14,8 +14,8 @@ struct rounder;
 int rounder_open(enum tensor_type type, size_t n_in, const double *gram,
                  struct rounder **ret_rounder, struct error *err);
 void rounder_close(struct rounder *r); /* NULL is fine */
-/* w [n_rows][n_in] to ret_blocks (tensor_type_bytes of all). Rows do not depend on each other: those
- * of a large matrix may come in parts. */
+/* w [n_rows][n_in] to ret_blocks (tensor_type_bytes of all). Rows do not depend on each other:
+ * those of a large matrix may come in parts. */
 int round_rows(struct rounder *r, const float *w, size_t n_rows, uint8_t *ret_blocks,
                struct error *err);
 

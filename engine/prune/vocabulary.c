@@ -32,9 +32,8 @@ static void load_rows(void *context, unsigned member, size_t unit)
     size_t row = unit * LOAD_ROWS;
     size_t n = v->n_part - row < LOAD_ROWS ? v->n_part - row : LOAD_ROWS;
     size_t row_bytes = v->head->bytes / v->n_tokens;
-    tensor_dequantize(v->head->type,
-                      (const uint8_t *)v->head->data + (v->first + row) * row_bytes, n * v->width,
-                      v->part + row * v->width);
+    tensor_dequantize(v->head->type, (const uint8_t *)v->head->data + (v->first + row) * row_bytes,
+                      n * v->width, v->part + row * v->width);
 }
 
 bool vocabulary_next(struct vocabulary *v)

@@ -575,7 +575,7 @@ static void silu_rope_and_halves_give_the_same_bits(void **state)
 }
 
 /* Two pages, the second part-filled, for queries that see different numbers of keys. */
-#define MOST_QUERIES 14
+#define MOST_QUERIES 37 /* more than two tiles of AMX */
 struct attention {
     size_t head_dim, n_q;
     float q[MOST_QUERIES * 128];

@@ -54,9 +54,8 @@
     })
 #endif
 
-#ifndef _mm512_shuffle_f32x4
+#undef _mm512_shuffle_f32x4 /* clang's is a macro too */
 #define _mm512_shuffle_f32x4(a, b, imm8) simde_mm512_shuffle_f32x4((a), (b), (imm8))
-#endif
 
 #ifndef _mm512_cvtepi32_epi16
 #define _mm512_cvtepi32_epi16(integers)                                                            \

@@ -1,6 +1,6 @@
 /* Attention of prompts in bf16, but for what multiplies: a page's keys and values are rounded and
- * paired once for all queries that see it. Compiled into amx_bf16.c and avx512_bf16.c, which define
- * what is declared below. Internal. */
+ * paired once for all queries that see it. Compiled into avx512_bf16.c, which defines what is
+ * declared below. Internal. */
 #ifndef OVERFILL_ENGINE_KERNELS_BF16_ATTEND_H
 #define OVERFILL_ENGINE_KERNELS_BF16_ATTEND_H
 

@@ -221,7 +221,7 @@ INLINE void run_tiles(const struct matmul *m, const enum kernel_layout layout)
     _tile_release(); /* the tiles are no longer part of what a change of threads saves */
 }
 
-void amx_matmul_q8(const struct matmul *m)
+static void matmul_q8(const struct matmul *m)
 {
     if (is_for_vectors(m))
         vector_matmul_q8(m);
@@ -229,7 +229,7 @@ void amx_matmul_q8(const struct matmul *m)
         run_tiles(m, KERNEL_Q8);
 }
 
-void amx_matmul_q4(const struct matmul *m)
+static void matmul_q4(const struct matmul *m)
 {
     if (is_for_vectors(m))
         vector_matmul_q4(m);
@@ -237,7 +237,7 @@ void amx_matmul_q4(const struct matmul *m)
         run_tiles(m, KERNEL_Q4);
 }
 
-void amx_matmul_q4_min(const struct matmul *m)
+static void matmul_q4_min(const struct matmul *m)
 {
     if (is_for_vectors(m))
         vector_matmul_q4_min(m);
@@ -246,5 +246,7 @@ void amx_matmul_q4_min(const struct matmul *m)
 }
 
 const struct kernels KERNELS_AMX =
-    X86_TABLE("amx", amx_matmul_q8, amx_matmul_q4, amx_matmul_q4_min, NULL, false, NULL);
+    X86_TABLE("amx", matmul_q8, matmul_q4, matmul_q4_min, NULL, false, NULL);
+const struct kernels KERNELS_AMX_BF16 =
+    X86_TABLE("amx-bf16", matmul_q8, matmul_q4, matmul_q4_min, &PRODUCTS_AMX_BF16, false, NULL);
 #endif

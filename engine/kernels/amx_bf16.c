@@ -1,9 +1,8 @@
 /* Products of many rows with AMX (TILE, BF16): bf16_products.h, with the sums in tiles. Two groups
- * of rows times two tiles of outputs share what is loaded. All else is that of amx.c. */
+ * of rows times two tiles of outputs share what is loaded. */
 #if defined(__x86_64__)
 #include "engine/kernels/amx_tiles.h"
 #define CHUNK 24
-#include "engine/kernels/avx512_common.h"
 #include "engine/kernels/bf16_products.h"
 
 /* Tile registers: sums of group 0 or 1 and outputs 0 or 1, then rows, then weights. */
@@ -18,10 +17,10 @@
 
 INLINE void begin_rows(size_t n_rows)
 {
-    const size_t group_rows = groups_of(0, n_rows).n_rows;
+    const struct groups g = groups_of(0, n_rows);
     struct tile_shapes shapes = {.palette = 1};
     for (int i = SUM_00; i <= WEIGHTS_1; i++) {
-        shapes.n_rows[i] = (uint8_t)(i < WEIGHTS_0 ? group_rows : GROUP_ROWS);
+        shapes.n_rows[i] = (uint8_t)(i < WEIGHTS_0 ? g.n_rows : GROUP_ROWS);
         shapes.row_bytes[i] = LINE;
     }
     load_shapes(&shapes);
@@ -106,8 +105,6 @@ INLINE void store(const struct matmul *m, const struct chunk *c, const struct sc
         store_rows(m, &g, c->tile + t, s->sums[t]);
 }
 
-static const struct products PROMPT = {
+const struct products PRODUCTS_AMX_BF16 = {
     to_bf16, {matmul_q8, matmul_q4, matmul_q4_min}, KERNEL_MOST_UNIT_ROWS};
-const struct kernels KERNELS_AMX_BF16 =
-    X86_TABLE("amx-bf16", amx_matmul_q8, amx_matmul_q4, amx_matmul_q4_min, &PROMPT, false, NULL);
 #endif

@@ -7,11 +7,6 @@
 
 #define GROUP_ROWS 16 /* of a tile */
 
-/* amx.c: integer products, for both tables. */
-void amx_matmul_q8(const struct matmul *m);
-void amx_matmul_q4(const struct matmul *m);
-void amx_matmul_q4_min(const struct matmul *m);
-
 /* Memory operand of ldtilecfg. */
 struct tile_shapes {
     uint8_t palette;

@@ -1,8 +1,9 @@
 /* Prompts with AVX-512 (BF16): products, which are bf16_products.h with the sums in vectors, and
  * attention. 12 rows times two vectors share what is loaded. All else is that of AVX-512. */
 #if defined(__x86_64__)
+#include "engine/kernels/avx512_common.h"
 #define CHUNK 16
-#include "engine/kernels/bf16_attend.h"
+#include "engine/kernels/bf16_products.h"
 
 #define MOST_ROWS 12 /* of one pass: times two, sums fill most of the 32 registers */
 
@@ -86,11 +87,39 @@ INLINE void store(const struct matmul *m, const struct chunk *c, const struct sc
             finish(m, row, c->tile + t, _mm512_load_ps(s->sums[t][row - c->row_begin]));
 }
 
-/* Some queries, and the weights of what they see. */
-struct queries {
+#define MOST_HEAD_DIM 256 /* else attention is that of AVX-512 */
+
+/* A page's keys and values in pairs, for all queries; and some of these, with their weights. */
+struct pairs {
+    _Alignas(LINE) uint8_t keys[MOST_HEAD_DIM / 2][2][LINE]; /* inputs 2i, 2i + 1 of 16 keys */
+    uint8_t values[KERNEL_PAGE_TOKENS / 2][MOST_HEAD_DIM / KERNEL_TILE][LINE]; /* of two tokens */
     int16_t q[MOST_ROWS][MOST_HEAD_DIM];
     int16_t p[MOST_ROWS][KERNEL_PAGE_TOKENS];
 };
+
+INLINE void pair_keys(const struct attend_page *a, const bool is_half, struct pairs *s)
+{
+    for (size_t d = 0; d < a->head_dim; d += 2)
+        for (size_t i = 0; i < 2; i++)
+            _mm512_store_si512(
+                s->keys[d / 2][i],
+                pairs_of(page_load(a->keys, d * KERNEL_PAGE_TOKENS + 16 * i, is_half),
+                         page_load(a->keys, (d + 1) * KERNEL_PAGE_TOKENS + 16 * i, is_half)));
+}
+
+/* Of n_tokens; one more if they are odd is 0: what it holds may be no number. */
+INLINE void pair_values(const struct attend_page *a, const bool is_half, size_t n_tokens,
+                        struct pairs *s)
+{
+    for (size_t t = 0; t < n_tokens; t += 2) {
+        for (size_t d = 0; d < a->head_dim; d += KERNEL_TILE) {
+            __m512 even = page_load(a->values, t * a->head_dim + d, is_half);
+            __m512 odd = t + 1 < n_tokens ? page_load(a->values, (t + 1) * a->head_dim + d, is_half)
+                                          : _mm512_setzero_ps();
+            _mm512_store_si512(s->values[t / 2][d / KERNEL_TILE], pairs_of(even, odd));
+        }
+    }
+}
 
 /* 32 floats, rounded to the nearest bf16. */
 INLINE void to_pairs(const float *x, int16_t *pairs)
@@ -100,16 +129,16 @@ INLINE void to_pairs(const float *x, int16_t *pairs)
 }
 
 /* Scores of 32 keys for n queries at once. */
-INLINE void pair_scores(const struct attend_page *a, const struct pairs *s, const struct queries *q,
-                        __m512 scores[][2], const size_t n)
+INLINE void pair_scores(const struct attend_page *a, const struct pairs *s, __m512 scores[][2],
+                        const size_t n)
 {
     for (size_t j = 0; j < n; j++)
         scores[j][0] = scores[j][1] = _mm512_setzero_ps();
     for (size_t d = 0; d < a->head_dim / 2; d++) {
-        __m512bh low = load_weights(s->keys[0][d]);
-        __m512bh high = load_weights(s->keys[1][d]);
+        __m512bh low = load_weights(s->keys[d][0]);
+        __m512bh high = load_weights(s->keys[d][1]);
         for (size_t j = 0; j < n; j++) {
-            __m512bh x = broadcast_pair(&q->q[j][2 * d]);
+            __m512bh x = broadcast_pair(&s->q[j][2 * d]);
             scores[j][0] = _mm512_dpbf16_ps(scores[j][0], x, low);
             scores[j][1] = _mm512_dpbf16_ps(scores[j][1], x, high);
         }
@@ -118,8 +147,8 @@ INLINE void pair_scores(const struct attend_page *a, const struct pairs *s, cons
 
 /* 32 elements of the sums of values, from d on. A query's weight of a key that it does not see is
  * 0. */
-INLINE void add_pairs(const struct pairs *s, const struct queries *q, float *const *acc,
-                      const float *correction, size_t n_tokens, size_t d, const size_t n)
+INLINE void add_pairs(const struct pairs *s, float *const *acc, const float *correction,
+                      size_t n_tokens, size_t d, const size_t n)
 {
     __m512 sum[MOST_ROWS][2];
     for (size_t j = 0; j < n; j++)
@@ -127,10 +156,10 @@ INLINE void add_pairs(const struct pairs *s, const struct queries *q, float *con
             sum[j][v] =
                 _mm512_mul_ps(_mm512_loadu_ps(acc[j] + d + 16 * v), _mm512_set1_ps(correction[j]));
     for (size_t t = 0; t < n_tokens; t += 2) {
-        __m512bh low = load_weights(s->values[d / KERNEL_TILE][t / 2]);
-        __m512bh high = load_weights(s->values[d / KERNEL_TILE + 1][t / 2]);
+        __m512bh low = load_weights(s->values[t / 2][d / KERNEL_TILE]);
+        __m512bh high = load_weights(s->values[t / 2][d / KERNEL_TILE + 1]);
         for (size_t j = 0; j < n; j++) {
-            __m512bh x = broadcast_pair(&q->p[j][t]);
+            __m512bh x = broadcast_pair(&s->p[j][t]);
             sum[j][0] = _mm512_dpbf16_ps(sum[j][0], x, low);
             sum[j][1] = _mm512_dpbf16_ps(sum[j][1], x, high);
         }
@@ -141,48 +170,58 @@ INLINE void add_pairs(const struct pairs *s, const struct queries *q, float *con
 }
 
 /* Queries i..i+n-1, each with at least one key. */
-INLINE void attend_pairs(const struct attend_page *a, const struct pairs *s, size_t i,
-                         size_t n_tokens, const size_t n)
+INLINE void attend_pairs(const struct attend_page *a, struct pairs *s, size_t i, size_t n_tokens,
+                         const size_t n)
 {
-    struct queries q;
     __m512 scores[MOST_ROWS][2];
     float *acc[MOST_ROWS];
     float correction[MOST_ROWS];
     for (size_t j = 0; j < n; j++)
         for (size_t d = 0; d < a->head_dim; d += 32)
-            to_pairs(a->q + (i + j) * a->q_stride + d, q.q[j] + d);
-    pair_scores(a, s, &q, scores, n);
+            to_pairs(a->q + (i + j) * a->q_stride + d, s->q[j] + d);
+    pair_scores(a, s, scores, n);
     for (size_t j = 0; j < n; j++) {
         float p[KERNEL_PAGE_TOKENS];
         float *state = a->state + (i + j) * ATTEND_STATE(a->head_dim);
         acc[j] = state + 2;
         correction[j] = page_softmax(scores[j], a->n_keys[i + j], state, p);
-        to_pairs(p, q.p[j]);
+        to_pairs(p, s->p[j]);
     }
     for (size_t d = 0; d < a->head_dim; d += 32)
-        add_pairs(s, &q, acc, correction, n_tokens, d, n);
+        add_pairs(s, acc, correction, n_tokens, d, n);
 }
 
-INLINE void begin_page(void)
+INLINE void attend_prompt_all(const struct attend_page *a, const bool is_half)
 {
+    struct pairs s;
+    size_t n_tokens = 0;
+    for (size_t i = 0; i < a->n_q; i++)
+        n_tokens = a->n_keys[i] > n_tokens ? a->n_keys[i] : n_tokens;
+    if (!n_tokens)
+        return;
+    pair_keys(a, is_half, &s);
+    pair_values(a, is_half, n_tokens, &s);
+    for (size_t i = 0; i < a->n_q;) {
+        size_t n = x86_seeing_queries(a, i, MOST_ROWS);
+        n = n == MOST_ROWS ? MOST_ROWS : n >= 3 ? 3 : n ? 1 : 0;
+        if (n == MOST_ROWS)
+            attend_pairs(a, &s, i, n_tokens, MOST_ROWS);
+        else if (n == 3)
+            attend_pairs(a, &s, i, n_tokens, 3);
+        else if (n == 1)
+            attend_pairs(a, &s, i, n_tokens, 1);
+        i += n ? n : 1;
+    }
 }
 
-INLINE void end_page(void)
+static void attend_prompt(const struct attend_page *a)
 {
-}
-
-INLINE size_t attend_queries(const struct attend_page *a, const struct pairs *s, size_t i,
-                             size_t n_tokens)
-{
-    size_t n = x86_seeing_queries(a, i, MOST_ROWS);
-    n = n == MOST_ROWS ? MOST_ROWS : n >= 3 ? 3 : 1;
-    if (n == MOST_ROWS)
-        attend_pairs(a, s, i, n_tokens, MOST_ROWS);
-    else if (n == 3)
-        attend_pairs(a, s, i, n_tokens, 3);
+    if (a->head_dim % 32 || a->head_dim > MOST_HEAD_DIM)
+        attend(a);
+    else if (a->is_half)
+        attend_prompt_all(a, true);
     else
-        attend_pairs(a, s, i, n_tokens, 1);
-    return n;
+        attend_prompt_all(a, false);
 }
 
 static const struct products PROMPT = {

@@ -415,9 +415,9 @@ INLINE void x86_attend_all(const struct attend_page *a, const bool is_half)
 
 /* Tiles outside, rows inside: a tile (tens of KB at most) stays in cache while the rows pass, most
  * at a time, then what is left. rows(m, layout, t, row, n_rows) is inlined for each count of rows.
- * A file whose table has products of its own has no use for it. */
+ */
 #define X86_DEFINE_MATMUL(name, layout, most)                                                      \
-    __attribute__((unused)) static void name(const struct matmul *m)                               \
+    static void name(const struct matmul *m)                                                       \
     {                                                                                              \
         for (size_t t = m->tile_begin; t < m->tile_end; t++) {                                     \
             size_t row = m->row_begin;                                                             \

@@ -112,8 +112,6 @@ static inline void emulated_dpbf16_tile(int sum, int a, int b)
 
 #define KERNELS_AMX KERNELS_AMX_EMULATED
 #define KERNELS_AMX_BF16 KERNELS_AMX_BF16_EMULATED
-#define amx_matmul_q8 amx_matmul_q8_emulated
-#define amx_matmul_q4 amx_matmul_q4_emulated
-#define amx_matmul_q4_min amx_matmul_q4_min_emulated
+#define PRODUCTS_AMX_BF16 PRODUCTS_AMX_BF16_EMULATED
 
 #endif

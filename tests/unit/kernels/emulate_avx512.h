@@ -54,21 +54,6 @@
     })
 #endif
 
-#undef _mm512_shuffle_f32x4 /* clang's is a macro too */
-#define _mm512_shuffle_f32x4(a, b, imm8) simde_mm512_shuffle_f32x4((a), (b), (imm8))
-
-#ifndef _mm512_cvtepi32_epi16
-#define _mm512_cvtepi32_epi16(integers)                                                            \
-    ({                                                                                             \
-        int32_t lanes_[16];                                                                        \
-        int16_t low_[16];                                                                          \
-        simde_mm512_storeu_si512(lanes_, integers);                                                \
-        for (int i_ = 0; i_ < 16; i_++)                                                            \
-            low_[i_] = (int16_t)lanes_[i_];                                                        \
-        simde_mm256_loadu_si256((const simde__m256i *)(const void *)low_);                         \
-    })
-#endif
-
 /* Lanes that the mask leaves out are not read. */
 #ifndef _mm512_maskz_loadu_epi32
 #define _mm512_maskz_loadu_epi32(mask, p)                                                          \

@@ -191,9 +191,9 @@ def parse(argv):
     here = os.path.dirname(os.path.abspath(__file__))
     p = argparse.ArgumentParser(prog="scripts/heal/run", description="Trains a twin to write as the "
                                 "full model does, on the full model's KV of the prompt.")
-    p.add_argument("--full", required=True, metavar="FILE", help="the full model, GGUF")
-    p.add_argument("--twin", required=True, metavar="FILE", help="the twin to begin with; best in f16")
-    p.add_argument("--out", required=True, metavar="FILE", help="where the healed twin goes")
+    p.add_argument("--full", required=True, metavar="FILE", help="the full model: GGUF or a Hugging Face folder")
+    p.add_argument("--twin", required=True, metavar="FILE", help="the twin to begin with, the same; best in f16")
+    p.add_argument("--out", required=True, metavar="FILE", help="where the healed twin goes; a folder if --twin is one")
     p.add_argument("--data", required=True, nargs="+", metavar="FILE",
                    help="rows of `overfill tokenize`")
     p.add_argument("--recipe", default=os.path.join(here, "recipes", "overfill.yaml"), metavar="FILE")
@@ -228,9 +228,10 @@ def train(args):
         torch.set_num_threads(args.threads)
     torch.manual_seed(recipe["seed"])
     fast = recipe["precision"] == "bf16" or (recipe["precision"] == "auto" and has_fast_bf16(device))
-    full, start = files.Model(args.full), files.Model(args.twin)
+    full, start = files.open_model(args.full), files.open_model(args.twin)
     files.check_pair(full, start)
     trainer = Trainer(full, start, recipe, device, torch.bfloat16 if fast else torch.float32)
+    full.weights = start.weights = None  # the trainer has its own
     documents = data.read_documents(args.data)
     documents, held = data.hold_back(documents, HELD)
     held = data.held_batches(held, recipe["data"], HELD)
@@ -258,9 +259,8 @@ def train(args):
             trainer.save(state)
             saved = time.monotonic()
     if rank == 0:
-        files.write(args.out + ".part", start, trainer.twin.tensors(), {
+        start.write(args.out, trainer.twin.tensors(), {
             "overfill.healed": json.dumps({**recipe, "steps": trainer.step}, sort_keys=True)})
-        os.replace(args.out + ".part", args.out)
         draw(args.out + ".curve.jsonl", args.out + ".curve.svg")
 
 

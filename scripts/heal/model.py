@@ -1,4 +1,4 @@
-"""The transformer of GGUF's `llama` architecture, read by two models on one KV: the full model reads
+"""The transformer of GGUF's `llama`, `qwen2` and `qwen3`, read by two models on one KV: the full model reads
 everything once, the twin reads only what stands behind the prompt, with the full model's keys and values
 of the prompt in front (OverFill, COLM 2025). Heads, KV heads, head_dim and layers are the same in both."""
 
@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NORMS = ("attn_norm", "ffn_norm")
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")  # qwen3's
+PROJECTIONS = ("attn_q", "attn_k", "attn_v")  # with biases: qwen2's
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Shape:
     head_dim: int
     eps: float
     rope_base: float
+    rope_halves: bool  # RoPE turns elements i and i + head_dim / 2 together, as qwen's files lie; else 2i and 2i + 1
 
 
 def rms_norm(x, weight, eps):
@@ -31,8 +34,6 @@ def rms_norm(x, weight, eps):
 
 
 class Rope:
-    """Rotates neighbouring pairs, as GGUF's llama files lay out queries and keys."""
-
     def __init__(self, shape, factors, n, device):
         rate = shape.rope_base ** (-torch.arange(0, shape.head_dim, 2).double() / shape.head_dim)
         if factors is not None:
@@ -45,10 +46,12 @@ class Rope:
         return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
 
-def rotate(x, turn):
+def rotate(x, turn, halves):
     cos, sin = turn
-    a, b = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
+    pair = (2, -1) if halves else (-1, 2)
+    at = -2 if halves else -1
+    a, b = x.float().view(*x.shape[:-1], *pair).unbind(at)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), at).flatten(-2).to(x.dtype)
 
 
 def attend(q, k, v, mask):
@@ -62,21 +65,30 @@ def attend(q, k, v, mask):
 
 
 def weights_of(w, i):
-    return {part: w[f"blk.{i}.{part}.weight"] for part in MATRICES + NORMS}
+    layer = {part: w[f"blk.{i}.{part}.weight"] for part in MATRICES + NORMS}
+    layer |= {part: w.get(f"blk.{i}.{part}.weight") for part in HEAD_NORMS}
+    return layer | {f"{part}.bias": w.get(f"blk.{i}.{part}.bias") for part in PROJECTIONS}
+
+
+def project(shape, w, part, h, turn):
+    """h [batch, tokens, hidden] to heads [batch, heads, tokens, head_dim]; queries and keys are turned."""
+    bias = w[f"{part}.bias"]
+    y = F.linear(h, w[part], None if bias is None else bias.to(h.dtype))
+    y = y.view(*h.shape[:2], -1, shape.head_dim).transpose(1, 2)
+    if part == "attn_v":
+        return y
+    norm = w[f"{part}_norm"]
+    return rotate(y if norm is None else rms_norm(y, norm, shape.eps), turn, shape.rope_halves)
 
 
 def layer(shape, w, x, turn, mask, before):
     """One layer of weights w over x [batch, tokens, hidden]; before: keys and values in front of its own,
     or None. Returns the new x and its own (k, v)."""
-    batch, n, _ = x.shape
-    split = lambda y: y.view(batch, n, -1, shape.head_dim).transpose(1, 2)
     h = rms_norm(x, w["attn_norm"], shape.eps)
-    q = rotate(split(F.linear(h, w["attn_q"])), turn)
-    k = rotate(split(F.linear(h, w["attn_k"])), turn)
-    v = split(F.linear(h, w["attn_v"]))
+    q, k, v = (project(shape, w, part, h, turn) for part in PROJECTIONS)
     keys, values = (k, v) if before is None else (
         torch.cat((before[0], k), 2), torch.cat((before[1], v), 2))
-    y = attend(q, keys, values, mask).transpose(1, 2).reshape(batch, n, -1)
+    y = attend(q, keys, values, mask).transpose(1, 2).flatten(2)
     x = x + F.linear(y, w["attn_output"])
     h = rms_norm(x, w["ffn_norm"], shape.eps)
     y = F.silu(F.linear(h, w["ffn_gate"])) * F.linear(h, w["ffn_up"])

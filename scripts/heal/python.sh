@@ -2,7 +2,7 @@
 # them (Debian: python3-torch), or installed into .venv-heal. Sourced in the repository's top folder, not run.
 # shellcheck shell=bash
 has_all() {
-    [ -x "$(command -v "$1")" ] && "$1" -c 'import gguf, numpy, torch, yaml' 2>/dev/null
+    [ -x "$(command -v "$1")" ] && "$1" -c 'import gguf, numpy, safetensors, torch, yaml' 2>/dev/null
 }
 
 heal_python=${HEAL_PYTHON-}

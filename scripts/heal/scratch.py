@@ -87,7 +87,7 @@ class Work:
                 "ffn_down" in name) else 0.02
             tensors[name] = ("f32", numpy.ones(weight.shape, numpy.float32)) if weight.dim() == 1 else (
                 "f16", (deviation * chance.standard_normal(weight.shape)).astype(numpy.float16))
-        files.write(str(path), like, tensors, {})
+        like.write(str(path), tensors, {})
         return path
 
     def train(self, name: str, start: pathlib.Path, documents: pathlib.Path, objective: str, condition: str) -> dict:

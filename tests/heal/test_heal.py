@@ -138,12 +138,11 @@ def test_the_file_holds_the_values_that_were_trained(name):
     assert (g.values(weight) - weight).square().mean() < 0.02 * weight.square().mean()
 
 
-def run(tmp_path, recipe_path, documents, out, *more):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/heal/heal.py"), "--full", str(tmp_path / "full.gguf"), "--twin",
-         str(tmp_path / "twin.gguf"), "--data", documents, "--recipe", recipe_path, "--out",
+def run(tmp_path, recipe_path, documents, out, *more, full=None, twin=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts/heal/heal.py"), "--full", str(full or tmp_path / "full.gguf"), "--twin",
+         str(twin or tmp_path / "twin.gguf"), "--data", documents, "--recipe", recipe_path, "--out",
          str(tmp_path / out), "--threads", "1", *more], capture_output=True, text=True)
-    return done
 
 
 def curve(path):
@@ -185,6 +184,44 @@ def test_few_documents_are_not_all_held_back(tmp_path, recipe, documents):
     few.write_text("".join(open(documents).readlines()[:10]))
     done = run(tmp_path, recipe(), str(few), "few.gguf")
     assert done.returncode == 0, done.stderr
+
+
+TINY = ROOT / "tests/data/tiny"  # folders, and what transformers computes from them
+
+
+def logits_of(folder, ids):
+    m = files.open_model(str(folder))
+    rope = llama.Rope(m.shape, m.rope_factors, len(ids), torch.device("cpu"))
+    states, _ = llama.read_all(m.shape, m.weights, rope, torch.tensor([ids]))
+    return states[0] @ llama.head(m.weights).T
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama2-linear", "llama3-tied", "llama3-untied", "mistral", "qwen2", "qwen3"])
+def test_a_folder_is_read_as_transformers_reads_it(name):
+    expected = json.loads((TINY / name / "expected.json").read_text())
+    n = expected["n_tokens"]
+    logits = torch.tensor(expected["logits"]) * expected["unit"]
+    torch.testing.assert_close(logits_of(TINY / name, expected["text_tokens"][:n]), logits, rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("full, twin", [("llama2", "llama2-twin"), ("llama3-tied", "llama3-tied-twin"), ("qwen3", "qwen3")])
+def test_a_folders_twin_is_a_folder_that_serves(tmp_path, recipe, documents, full, twin):
+    if not PROGRAM.exists():
+        pytest.skip(f"{PROGRAM} is not built")
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": json.loads((TINY / full / "expected.json").read_text())["text"]}))
+    out = tmp_path / "out"
+    trained = run(tmp_path, recipe(type="f32", head_type="f32"), documents, "out", "--stop-after", "0",
+                  full=TINY / full, twin=TINY / twin)
+    assert trained.returncode == 0, trained.stderr
+
+    def measures(twin):
+        return json.loads(overfill(
+            "eval", "--model", TINY / full, "--pruned", twin, "--system", "overfill", "--task", "nll", "--data", text,
+            "--prompt-tokens", 16, "--score-tokens", 64, "--pruned-activations", 12, "--json"))["metric"]
+
+    assert measures(out) == measures(TINY / twin)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_models_that_are_no_pair_are_refused_by_name(tmp_path, recipe, documents):

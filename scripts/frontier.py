@@ -1,6 +1,7 @@
 """Runs `overfill frontier` on SmolLM2-135M-Instruct and writes docs/FRONTIER.md of what it says; called by
 scripts/frontier."""
 import argparse
+import hashlib
 import json
 import pathlib
 import shutil
@@ -28,7 +29,38 @@ def row_of(p: dict) -> str:
             f"[{p['kl_low']:.3f}, {p['kl_high']:.3f}] | {p['agree']:.1%} | {p['nll']:.3f} | {speeds_of(p)} |")
 
 
-def report(r: dict) -> str:
+def trained(args, path: pathlib.Path, r: dict) -> dict:
+    """A trained twin on the same documents; kept beside the others' figures."""
+    name = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    kept = args.work / f"trained-{name}-{args.limit}.json"
+    if not kept.exists():
+        command = [args.program, "eval", "--model", args.model, "--pruned", path, "--system", "overfill", "--task", "nll",
+                   "--data", args.data / "t0.valid.jsonl", "--limit", args.limit, "--prompt-tokens", r["prompt_tokens"],
+                   "--score-tokens", r["score_tokens"], "--json"]
+        kept.write_bytes(subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE).stdout)
+    file = json.loads(subprocess.run([args.program, "inspect", path, "--json"], check=True, stdout=subprocess.PIPE).stdout)
+    types = {t["name"]: t["type"].lower() for t in file["tensors"]}
+    layers, head = types["blk.0.ffn_down.weight"], types.get("output.weight", types["token_embd.weight"])
+    point = f"{file['model']['hidden']}x{file['model']['mlp']}:{layers}" + ("" if head == layers else f"/{head}")
+    return {"point": point, **json.loads(kept.read_text())}
+
+
+def trained_row(t: dict, points: dict) -> str:
+    value, (low, high) = t["metric"], t["ci95"]["kl"]
+    before = f"{points[t['point']]['kl']:.3f}" if t["point"] in points else ""
+    return (f"| {t['point']} | {t['decoder_bytes'] / 1e6:.1f} | {value['kl']:.3f} [{low:.3f}, {high:.3f}] | "
+            f"{value['agree']:.1%} | {value['nll']:.3f} | {before} |")
+
+
+def trained_table(twins: list[dict], points: dict) -> list[str]:
+    return ["", "## After training", "",
+            "Twins that `scripts/heal/run` trained ([HEAL.md](HEAL.md), the shipped one's card), on the same documents. The last "
+            "column is the table's above.", "",
+            "| twin | MB | KL | agreement | NLL | KL before |", "| --- | --- | --- | --- | --- | --- |",
+            *(trained_row(t, points) for t in sorted(twins, key=lambda t: t["decoder_bytes"]))]
+
+
+def report(r: dict, twins: list[dict]) -> str:
     points = {p["point"]: p for p in r["points"]}
     first, full = r["points"][0], r["full"]
     n_documents = first["tokens"] // r["score_tokens"]
@@ -60,7 +92,8 @@ def report(r: dict) -> str:
         p = points.get(b["best"])
         lines.append(f"- {b['mb']:g} MB: " + (f"{p['point']}, KL {p['kl']:.3f}, {p['agree']:.1%} agreement"
                                               if p else "none was measured"))
-    return "\n".join([*lines, "", "![KL against megabytes a token](frontier.svg)"]) + "\n"
+    lines += ["", "![KL against megabytes a token](frontier.svg)"]
+    return "\n".join(lines + (trained_table(twins, points) if twins else [])) + "\n"
 
 
 def main() -> int:
@@ -70,9 +103,11 @@ def main() -> int:
     parser.add_argument("--stage", choices=("all", "twins", "speed", "report"), default="all")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--limit", type=int, default=16)
+    parser.add_argument("--trained", type=pathlib.Path, nargs="+", default=[])
     args = parser.parse_args()
     result = run(args)
-    pathlib.Path("docs/FRONTIER.md").write_text(report(result))
+    twins = [trained(args, path, result) for path in args.trained]
+    pathlib.Path("docs/FRONTIER.md").write_text(report(result, twins))
     shutil.copy(args.work / "frontier.svg", "docs/frontier.svg")
     return 0
 

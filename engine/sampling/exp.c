@@ -1,73 +1,111 @@
-/* A portable exponential: argument reduction by log 2 and a Taylor polynomial, in plain double
+/* A portable exponential: argument reduction by log 2 and a Taylor polynomial, in plain float
  * operations of a fixed order (the build forbids contraction) and without branches, so that the
  * compiler may do several at once without changing a bit. See sampling_internal.h. */
 #include "engine/sampling/sampling_internal.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
-#define LOG2_E 0x1.71547652b82fep+0
-#define LN_2 0x1.62e42fefa39efp-1
-#define ROUNDER 0x1.8p52  /* adding it rounds to a whole number, which is then in the low bits */
-#define SMALLEST (-700.0) /* e^-700 is 0 as a float */
+#define LOG2_E 0x1.715476p+0f
+#define LN_2_HIGH 0x1.63p-1f /* nine bits: times a whole number below 2^15 it is exact */
+#define LN_2_LOW (-0x1.bd0106p-13f)
+#define ROUNDER 0x1.8p23f /* adding it rounds to a whole number, which is then in the low bits */
+#define SMALLEST (-87.0f) /* e to that is still normal */
 
-#define BLOCK 256 /* numbers brought into range before they are raised: two loops, no branches */
-#define LANES 4   /* of a sum: added up one by one, then together */
+#define BLOCK 256 /* numbers brought into range, raised and summed while they are near */
+#define LANES 16  /* of a block's sum: floats added up one by one, then together as doubles */
 
-/* e^x for SMALLEST <= x <= 0, to more digits than a float has. */
-static inline double portable_exp(double x)
+/* e^x for SMALLEST <= x <= 0, within two units of the last place. */
+static inline float portable_exp(float x)
 {
-    double rounded = x * LOG2_E + ROUNDER;
-    double k = rounded - ROUNDER;
-    double r = x - k * LN_2; /* |r| <= log(2) / 2 */
+    float rounded = x * LOG2_E + ROUNDER;
+    float k = rounded - ROUNDER;
+    float r = (x - k * LN_2_HIGH) - k * LN_2_LOW; /* |r| <= log(2) / 2 */
 
-    double p = 1.0 / 362880; /* 1 / 9!, then down to 1 / 0! */
-    p = p * r + 1.0 / 40320;
-    p = p * r + 1.0 / 5040;
-    p = p * r + 1.0 / 720;
-    p = p * r + 1.0 / 120;
-    p = p * r + 1.0 / 24;
-    p = p * r + 1.0 / 6;
-    p = p * r + 1.0 / 2;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
+    float p = 1.0f / 5040; /* 1 / 7!, then down to 1 / 0! */
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 1.0f / 2;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
 
-    uint64_t bits;
-    double power;
+    uint32_t bits;
+    float power;
     memcpy(&bits, &rounded, sizeof(bits));
-    bits = (bits + 1023) << 52; /* 2^k: the sign and exponent of ROUNDER are shifted out */
+    bits = (bits + 127) << 23; /* 2^k: the sign and exponent of ROUNDER are shifted out */
     memcpy(&power, &bits, sizeof(power));
     return p * power;
 }
 
+static double sum_block(const float *weights, size_t n)
+{
+    float lanes[LANES] = {0};
+    double sum = 0;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            lanes[lane] += weights[i + lane];
+    for (size_t lane = 0; i < n; i++, lane++)
+        lanes[lane] += weights[i];
+    for (size_t lane = 0; lane < LANES; lane++)
+        sum += lanes[lane];
+    return sum;
+}
+
+static void weigh_block(const float *logits, size_t n, float max, float scale, float *weights)
+{
+    float x[BLOCK];
+    for (size_t i = 0; i < n; i++) {
+        float scaled = (logits[i] - max) * scale;
+        x[i] = scaled > SMALLEST ? scaled : SMALLEST; /* also for NaN */
+    }
+    for (size_t i = 0; i < n; i++)
+        weights[i] = portable_exp(x[i]);
+    for (size_t i = 0; i < n; i++)
+        weights[i] = x[i] > SMALLEST ? weights[i] : 0;
+}
+
+static size_t block_size(size_t i, size_t n)
+{
+    return n - i < BLOCK ? n - i : BLOCK;
+}
+
 double sampling_weigh(const float *logits, size_t n, float max, double scale, float *weights)
 {
+    float finite = (float)fmin(scale, FLT_MAX); /* times 0 it is 0 */
+    double sum = 0;
     if (isinf(max)) { /* differences would be NaN */
         for (size_t i = 0; i < n; i++)
             weights[i] = logits[i] == max;
         return sampling_sum(weights, n);
     }
     for (size_t i = 0; i < n; i += BLOCK) {
-        double x[BLOCK];
-        size_t n_block = n - i < BLOCK ? n - i : BLOCK;
-        for (size_t j = 0; j < n_block; j++) {
-            double scaled = ((double)logits[i + j] - max) * scale;
-            x[j] = scaled > SMALLEST ? scaled : SMALLEST; /* also for NaN */
-        }
-        for (size_t j = 0; j < n_block; j++)
-            weights[i + j] = (float)portable_exp(x[j]);
+        weigh_block(logits + i, block_size(i, n), max, finite, weights + i);
+        sum += sum_block(weights + i, block_size(i, n));
     }
-    return sampling_sum(weights, n);
+    return sum;
 }
 
 double sampling_sum(const float *weights, size_t n)
 {
-    double lanes[LANES] = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t lane = 0; lane < LANES; lane++)
-            lanes[lane] += weights[i + lane];
-    for (; i < n; i++)
-        lanes[0] += weights[i];
-    return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+    double sum = 0;
+    for (size_t i = 0; i < n; i += BLOCK)
+        sum += sum_block(weights + i, block_size(i, n));
+    return sum;
+}
+
+double sampling_sum_above(const float *weights, size_t n, float least)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i += BLOCK) {
+        float kept[BLOCK];
+        size_t n_block = block_size(i, n);
+        for (size_t j = 0; j < n_block; j++)
+            kept[j] = weights[i + j] >= least ? weights[i + j] : 0;
+        sum += sum_block(kept, n_block);
+    }
+    return sum;
 }

@@ -40,12 +40,13 @@ size_t sampling_logprobs(const float *logits, uint32_t n_vocab, int32_t token, s
     double sum = 0;
     size_t n = 0;
 
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        float x = clean(logits[i]);
-        if (x > max)
-            max = x;
-        if (k)
-            n = insert(top, n, k, (int32_t)i, x);
+    for (uint32_t i = 0; i < n_vocab; i += BLOCK) {
+        uint32_t end = n_vocab - i < BLOCK ? n_vocab : i + BLOCK;
+        float highest = select_max(logits + i, end - i);
+        max = highest > max ? highest : max;
+        if (n < k || (k && highest > top[n - 1].logprob))
+            for (uint32_t j = i; j < end; j++)
+                n = insert(top, n, k, (int32_t)j, clean(logits[j]));
     }
     for (uint32_t i = 0; i < n_vocab; i += BLOCK) {
         float weights[BLOCK];

@@ -7,6 +7,7 @@
 #include "engine/sampling/sampling_internal.h"
 
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -179,15 +180,9 @@ static const float *adjust(const struct sampler *sampler, const float *logits,
  * lowest id that is not banned. */
 static int32_t argmax(const float *logits, uint32_t n, const int32_t *banned)
 {
-    int32_t best = -1;
-    float max = -INFINITY;
+    size_t highest = select_argmax(logits, n);
+    int32_t best = highest < n ? (int32_t)highest : -1;
 
-    for (uint32_t i = 0; i < n; i++) {
-        if (logits[i] > max) {
-            max = logits[i];
-            best = (int32_t)i;
-        }
-    }
     for (uint32_t i = 0; i < n && best < 0; i++) {
         const int32_t *b = banned;
         while (b && *b >= 0 && *b != (int32_t)i)
@@ -226,21 +221,6 @@ static struct range keep_top_k(const struct sampling_params *p, const float *log
     return (struct range){c, kept};
 }
 
-/* The same for the whole vocabulary. */
-static struct range keep_all(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
-                             float max, struct sampling_scratch *scratch)
-{
-    size_t n = 0;
-
-    sampling_weigh(logits, n_vocab, max, 1.0 / p->temperature, scratch->weights);
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        if (is_probable(p, scratch->weights[i]))
-            scratch->candidates[n++] = (struct sampling_candidate){
-                .logit = logits[i], .weight = scratch->weights[i], .token = (int32_t)i};
-    }
-    return (struct range){scratch->candidates, n};
-}
-
 static double sum_weights(struct range r)
 {
     double sum = 0;
@@ -249,26 +229,67 @@ static double sum_weights(struct range r)
     return sum;
 }
 
-/* The smallest set of the best tokens that together have top_p of the probability left. */
-static struct range keep_top_p(struct range r, float top_p)
+/* The same without top-k. Only what lies near enough to the best for min-p need be weighed; the
+ * margin is more than rounding takes. */
+static struct range keep_min_p(const struct sampling_params *p, const float *logits,
+                               uint32_t n_vocab, float max, struct sampling_scratch *scratch)
 {
-    double total = sum_weights(r), sum = 0;
-    double least = (1 - (double)top_p) * total / (double)r.n;
-    size_t n = 0, kept = 0;
+    struct sampling_candidate *c = scratch->candidates;
+    double distance = p->temperature * (log(fmin(p->min_p, 1)) - 1e-3) - 1e-6 * fabs((double)max);
+    float least = isinf(max) ? max : (float)(max + distance);
+    size_t n = select_above(logits, n_vocab, least, c), kept = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        c[i].logit = logits[c[i].token];
+        sampling_weigh(&c[i].logit, 1, max, 1.0 / p->temperature, &c[i].weight);
+        if (is_probable(p, c[i].weight))
+            c[kept++] = c[i];
+    }
+    return (struct range){c, kept};
+}
+
+/* A weight such that the tokens above it surely have `wanted` together, and not many more. */
+static float nucleus_edge(const float *weights, size_t n, double wanted)
+{
+    for (float edge = 0x1p-4f; edge > 0x1p-40f; edge *= 0x1p-4f)
+        if (sampling_sum_above(weights, n, edge) > wanted * (1 + 1e-5))
+            return edge;
+    return FLT_TRUE_MIN;
+}
+
+/* The whole vocabulary; of a nucleus only what may lie in it. *ret_total: weights of all. */
+static struct range keep_all(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
+                             float max, struct sampling_scratch *scratch, double *ret_total)
+{
+    struct sampling_candidate *c = scratch->candidates;
+    float *weights = scratch->weights;
+    double total = sampling_weigh(logits, n_vocab, max, 1.0 / p->temperature, weights);
+    float edge = p->top_p < 1 ? nucleus_edge(weights, n_vocab, p->top_p * total) : FLT_TRUE_MIN;
+    size_t n = select_above(weights, n_vocab, edge, c);
+
+    for (size_t i = 0; i < n; i++) {
+        c[i].logit = logits[c[i].token];
+        c[i].weight = weights[c[i].token];
+    }
+    *ret_total = total;
+    return (struct range){c, n};
+}
+
+/* The smallest set of the best tokens that together have top_p of the total. */
+static struct range keep_top_p(struct range r, double total, float top_p)
+{
+    double sum = 0;
+    size_t kept = 0;
 
     if (!(top_p < 1))
         return r;
-    /* All tokens below `least` together have less than 1 - top_p: none of them can be needed. */
-    for (size_t i = 0; i < r.n; i++)
-        if (r.first[i].weight >= least || r.first[i].weight == 1)
-            r.first[n++] = r.first[i];
-    select_heapify(r.first, n);
-    while (kept < n && (kept == 0 || sum < top_p * total)) {
-        select_pop(r.first, n - kept);
+    select_heapify(r.first, r.n);
+    while (kept < r.n && (kept == 0 || sum < top_p * total)) {
+        select_pop(r.first, r.n - kept);
         kept++;
-        sum += r.first[n - kept].weight;
+        sum += r.first[r.n - kept].weight;
     }
-    return (struct range){r.first + n - kept, kept};
+    return (struct range){r.first + r.n - kept, kept};
 }
 
 static int32_t choose(struct range r, double random)
@@ -311,9 +332,17 @@ static struct range filter(const struct sampling_params *p, const float *logits,
                            int32_t best, struct sampling_scratch *scratch)
 {
     bool by_k = p->top_k > 0 && (uint32_t)p->top_k < n_vocab;
-    struct range r = by_k ? keep_top_k(p, logits, n_vocab, logits[best], scratch)
-                          : keep_all(p, logits, n_vocab, logits[best], scratch);
-    return keep_top_p(r, p->top_p);
+    double total;
+    struct range r;
+
+    if (!by_k && !(p->min_p > 0)) {
+        r = keep_all(p, logits, n_vocab, logits[best], scratch, &total);
+    } else {
+        r = by_k ? keep_top_k(p, logits, n_vocab, logits[best], scratch)
+                 : keep_min_p(p, logits, n_vocab, logits[best], scratch);
+        total = sum_weights(r);
+    }
+    return keep_top_p(r, total, p->top_p);
 }
 
 static bool is_greedy(const struct sampling_params *p, float max)

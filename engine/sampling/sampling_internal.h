@@ -8,8 +8,9 @@
  * their sum. max is the highest logit. The same bits on every machine and with every C library,
  * which is what makes a seed reproducible. */
 double sampling_weigh(const float *logits, size_t n, float max, double scale, float *weights);
-/* The sum of n weights, in a fixed order. */
+/* The sum of n weights, in a fixed order; of those that are at least so large. */
 double sampling_sum(const float *weights, size_t n);
+double sampling_sum_above(const float *weights, size_t n, float least);
 
 /* A token that may be drawn. */
 struct sampling_candidate {
@@ -17,6 +18,14 @@ struct sampling_candidate {
     float weight; /* proportional to its probability; 1 for the best */
     int32_t token;
 };
+
+/* The highest of x[n], -infinity if there is none; NaN is passed over. */
+float select_max(const float *x, size_t n);
+/* The first that is the highest, n if none is above -infinity. */
+size_t select_argmax(const float *x, size_t n);
+/* The ids of all x[i] >= least to candidates[].token, in their order; returns how many there are.
+ * Logits and weights are left open. */
+size_t select_above(const float *x, size_t n, float least, struct sampling_candidate *candidates);
 
 /* The k best of logits[n] above -infinity to candidates[k], in no order; returns how many there
  * are. Weights are left open. O(n + k log k log n) for logits in random order. */

@@ -442,6 +442,42 @@ static void large_vocabularies_are_filtered_as_by_a_full_sort(void **state)
     sampling_scratch_close(scratch);
 }
 
+static void of_a_large_vocabulary_greedy_and_min_p_see_all(void **state)
+{
+    enum { LARGE = 49153, FIRST = 300, SECOND = 49152 };
+    static float x[LARGE];
+    static bool drawn[LARGE];
+    uint64_t random = 4;
+    size_t n_allowed = 0, n_distinct = 0;
+    struct sampling_params p = SAMPLING_DEFAULTS;
+    struct sampling_scratch *scratch = open_scratch(LARGE);
+
+    for (int32_t i = 0; i < LARGE; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        x[i] = i % 97 ? (float)(random >> 40) / (1 << 24) * 12 : NAN;
+    }
+    x[FIRST] = x[SECOND] = 13;
+    p.temperature = 0;
+    assert_int_equal(sample_once(&p, x, LARGE, NULL), FIRST);
+    x[FIRST] = -INFINITY;
+    assert_int_equal(sample_once(&p, x, LARGE, NULL), SECOND);
+
+    p.temperature = 0.5f;
+    p.min_p = 0.1f; /* differences below -0.5 log(0.1) = 1.151 */
+    for (int32_t i = 0; i < LARGE; i++)
+        n_allowed += x[i] >= 13 - 1.1512925f;
+    struct sampler *s = open_sampler(&p, 0, LARGE, NULL, 0);
+    for (int i = 0; i < 4000; i++) {
+        int32_t token = sampler_sample(s, x, NULL, scratch);
+        assert_true(x[token] >= 13 - 1.151293f);
+        n_distinct += !drawn[token];
+        drawn[token] = true;
+    }
+    assert_true(n_allowed > 400 && n_distinct > n_allowed * 9 / 10);
+    sampler_close(s);
+    sampling_scratch_close(scratch);
+}
+
 static void logits_are_not_changed(void **state)
 {
     float x[N];
@@ -521,6 +557,7 @@ int main(void)
         cmocka_unit_test(no_possible_token_gives_one_that_is_not_banned),
         cmocka_unit_test(odd_parameters_do_no_harm),
         cmocka_unit_test(large_vocabularies_are_filtered_as_by_a_full_sort),
+        cmocka_unit_test(of_a_large_vocabulary_greedy_and_min_p_see_all),
         cmocka_unit_test(logits_are_not_changed),
         cmocka_unit_test(every_failed_allocation_is_an_error),
         cmocka_unit_test(sampling_allocates_nothing),

@@ -21,7 +21,8 @@ static const struct {
     {"temperature 0.7, top-p 0.9", {.temperature = 0.7f, .top_p = 0.9f, .repeat_penalty = 1}},
     {"temperature 0.7, min-p 0.05",
      {.temperature = 0.7f, .top_p = 1, .min_p = 0.05f, .repeat_penalty = 1}},
-    {"temperature 0.7, top-k 40", {.temperature = 0.7f, .top_k = 40, .top_p = 1, .repeat_penalty = 1}},
+    {"temperature 0.7, top-k 40",
+     {.temperature = 0.7f, .top_k = 40, .top_p = 1, .repeat_penalty = 1}},
     {"temperature 0.8, top-k 40, top-p 0.95, min-p 0.05",
      {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1}},
 };
@@ -69,8 +70,8 @@ int main(int argc, char **argv)
             return 1;
         for (size_t i = 0; i < N_TOKENS; i++) {
             double begin = cpu_us();
-            sampler_accept(sampler, sampler_sample(sampler, logits + i % N_ROWS * n_vocab, NULL,
-                                                   scratch));
+            sampler_accept(sampler,
+                           sampler_sample(sampler, logits + i % N_ROWS * n_vocab, NULL, scratch));
             us[i] = cpu_us() - begin;
         }
         report(CASES[c].name, us);

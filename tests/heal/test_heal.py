@@ -204,7 +204,7 @@ def test_a_folder_is_read_as_transformers_reads_it(name):
     torch.testing.assert_close(logits_of(TINY / name, expected["text_tokens"][:n]), logits, rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize("full, twin", [("llama2", "llama2-twin"), ("llama3-tied", "llama3-tied-twin"), ("qwen3", "qwen3")])
+@pytest.mark.parametrize("full, twin", [("llama3-tied", "llama3-tied-twin"), ("qwen3", "qwen3")])
 def test_a_folders_twin_is_a_folder_that_serves(tmp_path, recipe, documents, full, twin):
     if not PROGRAM.exists():
         pytest.skip(f"{PROGRAM} is not built")

@@ -13,8 +13,7 @@
 #define ROUNDER 0x1.8p23f /* adding it rounds to a whole number, which is then in the low bits */
 #define SMALLEST (-87.0f) /* e to that is still normal */
 
-#define BLOCK 256 /* numbers brought into range, raised and summed while they are near */
-#define LANES 16  /* of a block's sum: floats added up one by one, then together as doubles */
+#define LANES 16 /* of a block's sum: floats added up one by one, then together as doubles */
 
 /* e^x for SMALLEST <= x <= 0, within two units of the last place. */
 static inline float portable_exp(float x)
@@ -55,9 +54,10 @@ static double sum_block(const float *weights, size_t n)
     return sum;
 }
 
+/* Numbers are brought into range, raised and summed while they are near. */
 static void weigh_block(const float *logits, size_t n, float max, float scale, float *weights)
 {
-    float x[BLOCK];
+    float x[SAMPLING_BLOCK];
     for (size_t i = 0; i < n; i++) {
         float scaled = (logits[i] - max) * scale;
         x[i] = scaled > SMALLEST ? scaled : SMALLEST; /* also for NaN */
@@ -66,11 +66,6 @@ static void weigh_block(const float *logits, size_t n, float max, float scale, f
         weights[i] = portable_exp(x[i]);
     for (size_t i = 0; i < n; i++)
         weights[i] = x[i] > SMALLEST ? weights[i] : 0;
-}
-
-static size_t block_size(size_t i, size_t n)
-{
-    return n - i < BLOCK ? n - i : BLOCK;
 }
 
 double sampling_weigh(const float *logits, size_t n, float max, double scale, float *weights)
@@ -82,9 +77,9 @@ double sampling_weigh(const float *logits, size_t n, float max, double scale, fl
             weights[i] = logits[i] == max;
         return sampling_sum(weights, n);
     }
-    for (size_t i = 0; i < n; i += BLOCK) {
-        weigh_block(logits + i, block_size(i, n), max, finite, weights + i);
-        sum += sum_block(weights + i, block_size(i, n));
+    for (size_t i = 0; i < n; i += SAMPLING_BLOCK) {
+        weigh_block(logits + i, sampling_block(i, n), max, finite, weights + i);
+        sum += sum_block(weights + i, sampling_block(i, n));
     }
     return sum;
 }
@@ -92,17 +87,17 @@ double sampling_weigh(const float *logits, size_t n, float max, double scale, fl
 double sampling_sum(const float *weights, size_t n)
 {
     double sum = 0;
-    for (size_t i = 0; i < n; i += BLOCK)
-        sum += sum_block(weights + i, block_size(i, n));
+    for (size_t i = 0; i < n; i += SAMPLING_BLOCK)
+        sum += sum_block(weights + i, sampling_block(i, n));
     return sum;
 }
 
 double sampling_sum_above(const float *weights, size_t n, float least)
 {
     double sum = 0;
-    for (size_t i = 0; i < n; i += BLOCK) {
-        float kept[BLOCK];
-        size_t n_block = block_size(i, n);
+    for (size_t i = 0; i < n; i += SAMPLING_BLOCK) {
+        float kept[SAMPLING_BLOCK];
+        size_t n_block = sampling_block(i, n);
         for (size_t j = 0; j < n_block; j++)
             kept[j] = weights[i + j] >= least ? weights[i + j] : 0;
         sum += sum_block(kept, n_block);

@@ -3,8 +3,6 @@
 
 #include <math.h>
 
-#define BLOCK 512 /* logits weighed at once */
-
 /* Keeps the k best so far, best first. Equal logits stay in the order of ids, because ids come in
  * ascending order. */
 static size_t insert(struct token_logprob *top, size_t n, size_t k, int32_t token, float logit)
@@ -40,18 +38,17 @@ size_t sampling_logprobs(const float *logits, uint32_t n_vocab, int32_t token, s
     double sum = 0;
     size_t n = 0;
 
-    for (uint32_t i = 0; i < n_vocab; i += BLOCK) {
-        uint32_t end = n_vocab - i < BLOCK ? n_vocab : i + BLOCK;
-        float highest = select_max(logits + i, end - i);
+    for (size_t i = 0; i < n_vocab; i += SAMPLING_BLOCK) {
+        size_t n_block = sampling_block(i, n_vocab);
+        float highest = select_max(logits + i, n_block);
         max = highest > max ? highest : max;
         if (n < k || (k && highest > top[n - 1].logprob))
-            for (uint32_t j = i; j < end; j++)
+            for (size_t j = i; j < i + n_block; j++)
                 n = insert(top, n, k, (int32_t)j, clean(logits[j]));
     }
-    for (uint32_t i = 0; i < n_vocab; i += BLOCK) {
-        float weights[BLOCK];
-        sum +=
-            sampling_weigh(logits + i, n_vocab - i < BLOCK ? n_vocab - i : BLOCK, max, 1, weights);
+    for (size_t i = 0; i < n_vocab; i += SAMPLING_BLOCK) {
+        float weights[SAMPLING_BLOCK];
+        sum += sampling_weigh(logits + i, sampling_block(i, n_vocab), max, 1, weights);
     }
     double log_sum = sum > 0 ? log(sum) : 0;
 

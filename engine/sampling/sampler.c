@@ -11,7 +11,6 @@
 #include <math.h>
 #include <string.h>
 
-#define BLOCK 256        /* weights that are passed over at once */
 #define SEEN 0x80000000u /* in counts[]: the token is in seen[] */
 #define COUNT 0x7fffffffu
 
@@ -181,16 +180,16 @@ static const float *adjust(const struct sampler *sampler, const float *logits,
 static int32_t argmax(const float *logits, uint32_t n, const int32_t *banned)
 {
     size_t highest = select_argmax(logits, n);
-    int32_t best = highest < n ? (int32_t)highest : -1;
-
-    for (uint32_t i = 0; i < n && best < 0; i++) {
+    if (highest < n)
+        return (int32_t)highest;
+    for (uint32_t i = 0; i < n; i++) {
         const int32_t *b = banned;
         while (b && *b >= 0 && *b != (int32_t)i)
             b++;
         if (!b || *b < 0)
-            best = (int32_t)i;
+            return (int32_t)i;
     }
-    return best < 0 ? 0 : best;
+    return 0;
 }
 
 /* By min-p. The best token is probable whatever min_p says. */
@@ -205,13 +204,11 @@ struct range {
     size_t n;
 };
 
-/* Temperature and min-p, and top-k with them: the last two each keep the best ones, so their order
- * does not matter, and only what top-k leaves need be weighed. max: the highest logit. */
-static struct range keep_top_k(const struct sampling_params *p, const float *logits,
-                               uint32_t n_vocab, float max, struct sampling_scratch *scratch)
+/* Temperature and min-p. max: the highest logit of all. */
+static struct range keep_probable(const struct sampling_params *p, float max,
+                                  struct sampling_candidate *c, size_t n)
 {
-    struct sampling_candidate *c = scratch->candidates;
-    size_t n = select_top(logits, n_vocab, (size_t)p->top_k, c), kept = 0;
+    size_t kept = 0;
 
     for (size_t i = 0; i < n; i++) {
         sampling_weigh(&c[i].logit, 1, max, 1.0 / p->temperature, &c[i].weight);
@@ -219,6 +216,13 @@ static struct range keep_top_k(const struct sampling_params *p, const float *log
             c[kept++] = c[i];
     }
     return (struct range){c, kept};
+}
+
+/* Logits below it min-p surely removes: the margin is more than rounding takes. */
+static float min_p_edge(const struct sampling_params *p, float max)
+{
+    double distance = p->temperature * (log(fmin(p->min_p, 1)) - 1e-3) - 1e-6 * fabs((double)max);
+    return isinf(max) ? max : (float)(max + distance);
 }
 
 static double sum_weights(struct range r)
@@ -229,32 +233,13 @@ static double sum_weights(struct range r)
     return sum;
 }
 
-/* The same without top-k. Only what lies near enough to the best for min-p need be weighed; the
- * margin is more than rounding takes. */
-static struct range keep_min_p(const struct sampling_params *p, const float *logits,
-                               uint32_t n_vocab, float max, struct sampling_scratch *scratch)
-{
-    struct sampling_candidate *c = scratch->candidates;
-    double distance = p->temperature * (log(fmin(p->min_p, 1)) - 1e-3) - 1e-6 * fabs((double)max);
-    float least = isinf(max) ? max : (float)(max + distance);
-    size_t n = select_above(logits, n_vocab, least, c), kept = 0;
-
-    for (size_t i = 0; i < n; i++) {
-        c[i].logit = logits[c[i].token];
-        sampling_weigh(&c[i].logit, 1, max, 1.0 / p->temperature, &c[i].weight);
-        if (is_probable(p, c[i].weight))
-            c[kept++] = c[i];
-    }
-    return (struct range){c, kept};
-}
-
 /* A weight such that the tokens above it surely have `wanted` together, and not many more. */
 static float nucleus_edge(const float *weights, size_t n, double wanted)
 {
-    for (float edge = 0x1p-4f; edge > 0x1p-40f; edge *= 0x1p-4f)
-        if (sampling_sum_above(weights, n, edge) > wanted * (1 + 1e-5))
-            return edge;
-    return FLT_TRUE_MIN;
+    float edge = 0x1p-4f;
+    while (edge > 0x1p-40f && !(sampling_sum_above(weights, n, edge) > wanted * (1 + 1e-5)))
+        edge *= 0x1p-4f;
+    return edge > 0x1p-40f ? edge : FLT_TRUE_MIN;
 }
 
 /* The whole vocabulary; of a nucleus only what may lie in it. *ret_total: weights of all. */
@@ -265,12 +250,10 @@ static struct range keep_all(const struct sampling_params *p, const float *logit
     float *weights = scratch->weights;
     double total = sampling_weigh(logits, n_vocab, max, 1.0 / p->temperature, weights);
     float edge = p->top_p < 1 ? nucleus_edge(weights, n_vocab, p->top_p * total) : FLT_TRUE_MIN;
-    size_t n = select_above(weights, n_vocab, edge, c);
+    size_t n = select_above(weights, logits, n_vocab, edge, c);
 
-    for (size_t i = 0; i < n; i++) {
-        c[i].logit = logits[c[i].token];
+    for (size_t i = 0; i < n; i++)
         c[i].weight = weights[c[i].token];
-    }
     *ret_total = total;
     return (struct range){c, n};
 }
@@ -311,8 +294,8 @@ static int32_t choose_of_all(const float *weights, size_t n, double total, doubl
 {
     double at = random * total;
 
-    for (size_t i = 0; i < n; i += BLOCK) {
-        size_t n_block = n - i < BLOCK ? n - i : BLOCK;
+    for (size_t i = 0; i < n; i += SAMPLING_BLOCK) {
+        size_t n_block = sampling_block(i, n);
         double sum = sampling_sum(weights + i, n_block);
         if (at >= sum) {
             at -= sum;
@@ -327,20 +310,25 @@ static int32_t choose_of_all(const float *weights, size_t n, double total, doubl
     return best;
 }
 
-/* The candidates left by temperature and filters, weighed. best: the highest logit's id. */
+/* The candidates left by temperature and filters, weighed. best: the highest logit's id. Min-p and
+ * top-k each keep the best ones, so their order does not matter, and only what top-k leaves, or
+ * lies near enough to the best for min-p, need be weighed. */
 static struct range filter(const struct sampling_params *p, const float *logits, uint32_t n_vocab,
                            int32_t best, struct sampling_scratch *scratch)
 {
-    bool by_k = p->top_k > 0 && (uint32_t)p->top_k < n_vocab;
+    struct sampling_candidate *c = scratch->candidates;
+    float max = logits[best];
     double total;
     struct range r;
 
-    if (!by_k && !(p->min_p > 0)) {
-        r = keep_all(p, logits, n_vocab, logits[best], scratch, &total);
-    } else {
-        r = by_k ? keep_top_k(p, logits, n_vocab, logits[best], scratch)
-                 : keep_min_p(p, logits, n_vocab, logits[best], scratch);
+    if (p->top_k > 0 && (uint32_t)p->top_k < n_vocab) {
+        r = keep_probable(p, max, c, select_top(logits, n_vocab, (size_t)p->top_k, c));
         total = sum_weights(r);
+    } else if (p->min_p > 0) {
+        r = keep_probable(p, max, c, select_above(logits, logits, n_vocab, min_p_edge(p, max), c));
+        total = sum_weights(r);
+    } else {
+        r = keep_all(p, logits, n_vocab, max, scratch, &total);
     }
     return keep_top_p(r, total, p->top_p);
 }

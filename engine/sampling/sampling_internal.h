@@ -4,11 +4,18 @@
 
 #include "engine/sampling/sampler.h"
 
+/* A vocabulary is passed over in blocks: the size of the one that begins at i, of n. */
+#define SAMPLING_BLOCK 256
+static inline size_t sampling_block(size_t i, size_t n)
+{
+    return n - i < SAMPLING_BLOCK ? n - i : SAMPLING_BLOCK;
+}
+
 /* weights[i] = e^((logits[i] - max) * scale), exactly 1 where logits[i] == max, 0 for NaN; returns
  * their sum. max is the highest logit. The same bits on every machine and with every C library,
  * which is what makes a seed reproducible. */
 double sampling_weigh(const float *logits, size_t n, float max, double scale, float *weights);
-/* The sum of n weights, in a fixed order; of those that are at least so large. */
+/* The sum of n weights, in a fixed order, block by block; of those that are at least so large. */
 double sampling_sum(const float *weights, size_t n);
 double sampling_sum_above(const float *weights, size_t n, float least);
 
@@ -23,9 +30,10 @@ struct sampling_candidate {
 float select_max(const float *x, size_t n);
 /* The first that is the highest, n if none is above -infinity. */
 size_t select_argmax(const float *x, size_t n);
-/* The ids of all x[i] >= least to candidates[].token, in their order; returns how many there are.
- * Logits and weights are left open. */
-size_t select_above(const float *x, size_t n, float least, struct sampling_candidate *candidates);
+/* The ids and logits of all x[i] >= least to candidates, in their order; returns how many there
+ * are. x may be the logits. Weights are left open. */
+size_t select_above(const float *x, const float *logits, size_t n, float least,
+                    struct sampling_candidate *candidates);
 
 /* The k best of logits[n] above -infinity to candidates[k], in no order; returns how many there
  * are. Weights are left open. O(n + k log k log n) for logits in random order. */

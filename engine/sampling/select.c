@@ -6,7 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-#define BLOCK 256
 /* Four numbers that are compared at once, and four times four that wait for nothing of each other.
  * The compiler by itself would go one by one: it may not know that the order does not matter. */
 typedef float quad __attribute__((vector_size(16)));
@@ -38,17 +37,12 @@ float select_max(const float *x, size_t n)
     return max;
 }
 
-static size_t block_end(size_t begin, size_t n)
-{
-    return n - begin < BLOCK ? n : begin + BLOCK;
-}
-
 size_t select_argmax(const float *x, size_t n)
 {
     float max = -INFINITY;
     size_t block = n;
-    for (size_t i = 0; i < n; i += BLOCK) {
-        float highest = select_max(x + i, block_end(i, n) - i);
+    for (size_t i = 0; i < n; i += SAMPLING_BLOCK) {
+        float highest = select_max(x + i, sampling_block(i, n));
         if (highest > max) {
             max = highest;
             block = i;
@@ -59,15 +53,17 @@ size_t select_argmax(const float *x, size_t n)
     return block;
 }
 
-size_t select_above(const float *x, size_t n, float least, struct sampling_candidate *candidates)
+size_t select_above(const float *x, const float *logits, size_t n, float least,
+                    struct sampling_candidate *candidates)
 {
     size_t kept = 0;
-    for (size_t i = 0; i < n; i += BLOCK) {
-        size_t end = block_end(i, n);
+    for (size_t i = 0; i < n; i += SAMPLING_BLOCK) {
+        size_t end = i + sampling_block(i, n);
         if (!(select_max(x + i, end - i) >= least))
             continue;
         for (size_t j = i; j < end; j++) {
             candidates[kept].token = (int32_t)j;
+            candidates[kept].logit = logits[j];
             kept += x[j] >= least;
         }
     }
@@ -146,7 +142,7 @@ size_t select_top(const float *logits, size_t n, size_t k, struct sampling_candi
     for (size_t slot = k / 2; slot > 0; slot--)
         sift_down_worst(candidates, k, slot - 1, candidates[slot - 1]);
     for (size_t end; i < n; i = end) {
-        end = block_end(i, n);
+        end = i + sampling_block(i, n);
         if (select_max(logits + i, end - i) > candidates[0].logit)
             replace_worst(logits, i, end, k, candidates);
     }

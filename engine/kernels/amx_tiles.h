@@ -7,6 +7,8 @@
 
 #define GROUP_ROWS 16 /* of a tile */
 
+extern const struct products PRODUCTS_AMX_BF16; /* amx_bf16.c: prompts of its table, in amx.c */
+
 /* Memory operand of ldtilecfg. */
 struct tile_shapes {
     uint8_t palette;

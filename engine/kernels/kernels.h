@@ -163,7 +163,6 @@ extern const struct kernels KERNELS_AVX512;
 extern const struct kernels KERNELS_AVX512_BF16; /* the same, and its products for prompts */
 extern const struct kernels KERNELS_AMX;
 extern const struct kernels KERNELS_AMX_BF16; /* the same, and its products for prompts */
-extern const struct products PRODUCTS_AMX_BF16;
 #endif
 
 /* out[16 rows][n_out] = (accumulate ? out : 0) + x[16 rows][n_in] * w[n_out][n_in]^T in float.

@@ -92,7 +92,7 @@ def as_floats(kind, data):
 
 
 def check_pair(full, twin):
-    for name in ("layers", "heads", "kv_heads", "head_dim", "rope_base"):
+    for name in ("layers", "heads", "kv_heads", "head_dim", "rope_base", "rope_halves"):
         a, b = getattr(full.shape, name), getattr(twin.shape, name)
         if a != b:
             raise ValueError(f"{twin.path}: {name} is {b}, {full.path} has {a}; a twin shares its KV")

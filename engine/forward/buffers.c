@@ -32,29 +32,32 @@ static void add_sizes(const struct model *m, struct sizes *s)
     s->group = max_size(s->group, p->n_heads / p->n_kv_heads);
 }
 
-/* Zeroed: float products also run over rows that hold nothing, and must find finite numbers. */
-static float *floats(size_t rows, size_t columns, size_t *total)
+/* Zeroed: float products also run over rows that hold nothing, and must find finite numbers.
+ * Aligned: a row of a tile across two lines of a cache takes two loads. */
+static void *zeroed(size_t rows, size_t columns, size_t size, size_t *total)
 {
     size_t n;
-    if (!mem_mul(rows, columns, &n) || !mem_mul(n, sizeof(float), &n))
+    if (!mem_mul(rows, columns, &n) || !mem_mul(n, size, &n))
         return NULL;
-    float *p = mem_alloc_aligned(n);
+    void *p = mem_alloc_aligned(n);
     if (p)
         memset(p, 0, n);
     *total += n;
     return p;
 }
 
-static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns)
+static float *floats(size_t rows, size_t columns, size_t *total)
 {
-    size_t n;
+    return zeroed(rows, columns, sizeof(float), total);
+}
+
+static bool open_quantized(struct quantized_rows *r, size_t rows, size_t columns, size_t *total)
+{
     /* odd, so that the rows of a tile do not compete for the same lines of a cache */
     r->stride = (columns + KERNEL_BLOCK - 1) / KERNEL_BLOCK | 1;
-    if (!mem_mul(rows, r->stride, &n))
-        return false;
-    r->q = mem_calloc(n, KERNEL_BLOCK * sizeof(int16_t));
-    r->scale = mem_calloc(n, sizeof(float));
-    r->sum = mem_calloc(n, sizeof(*r->sum));
+    r->q = zeroed(rows, r->stride, KERNEL_BLOCK * sizeof(*r->q), total);
+    r->scale = zeroed(rows, r->stride, sizeof(*r->scale), total);
+    r->sum = zeroed(rows, r->stride, sizeof(*r->sum), total);
     return r->q && r->scale && r->sum;
 }
 
@@ -88,9 +91,9 @@ static bool open_buffers(struct forward *f, const struct sizes *s, size_t *total
     if (!f->rows || !f->attend_units || !f->logit_rows || !f->x || !f->normed || !f->q ||
         !f->attn || !f->mlp || !f->logits || !f->scratch)
         return false;
-    if (!open_quantized(&f->quantized_normed, f->max_rows, s->hidden) ||
-        !open_quantized(&f->quantized_attn, f->max_rows, s->heads) ||
-        !open_quantized(&f->quantized_mlp, f->max_rows, s->mlp))
+    if (!open_quantized(&f->quantized_normed, f->max_rows, s->hidden, total) ||
+        !open_quantized(&f->quantized_attn, f->max_rows, s->heads, total) ||
+        !open_quantized(&f->quantized_mlp, f->max_rows, s->mlp, total))
         return false;
     for (unsigned i = 0; i < crew_size(team_crew(f->team)); i++)
         if (!open_scratch(&f->scratch[i], s, total))

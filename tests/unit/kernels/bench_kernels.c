@@ -92,7 +92,7 @@ static void bench_matmul(const char *name, const struct products *products,
     float *x = fail_if_null(random_floats(n_rows * n_in));
     float *out = fail_if_null(mem_calloc(n_rows * n_tiles * KERNEL_TILE, sizeof(*out)));
     struct quantized_rows rows = {
-        .q = fail_if_null(mem_calloc(n_rows * n_in, sizeof(*rows.q))),
+        .q = fail_if_null(mem_alloc_aligned(n_rows * n_in * sizeof(*rows.q))),
         .scale = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(float))),
         .sum = fail_if_null(mem_calloc(n_rows * n_blocks, sizeof(int32_t))),
         .stride = n_blocks,
@@ -205,6 +205,7 @@ int main(int argc, char **argv)
             bench_attend(tables[i], 3, true, of_prompt);
             bench_attend(tables[i], 48, false, of_prompt);
             bench_attend(tables[i], 48, true, of_prompt);
+            bench_attend(tables[i], 96, true, of_prompt);
         }
     }
     return 0;

@@ -15,6 +15,7 @@ WINDOW_GROUP = 64  # documents that are sorted by length together, so that littl
 class Row:
     ids: list
     start: int  # tokens of the prompt
+    is_answer: bool  # the document tells its prompt
 
 
 @dataclass
@@ -22,13 +23,16 @@ class Batch:
     tokens: torch.Tensor  # [rows, n] whole documents, padded
     starts: torch.Tensor  # [rows] tokens of each one's prompt
     counts: torch.Tensor  # [rows] tokens of each one in all
+    repeats: torch.Tensor  # [k, 3] row, position, token that would repeat the answer if it came next
+    lengths: torch.Tensor  # [k] how many tokens before it would be the same
 
     @property
     def n_targets(self):
         return int((self.counts - self.starts - 1).sum())
 
     def to(self, device):
-        return Batch(*(x.to(device) for x in (self.tokens, self.starts, self.counts)))
+        return Batch(*(x.to(device) for x in (
+            self.tokens, self.starts, self.counts, self.repeats, self.lengths)))
 
 
 def read_documents(paths):
@@ -52,7 +56,7 @@ def cut(document, options, chance):
     if prompt:
         if prompt >= most - options["min_answer"] or len(ids) < prompt + 2:
             return None
-        return Row(ids[:most], prompt)
+        return Row(ids[:most], prompt, True)
     least = options["min_prompt"] + options["min_answer"]
     if len(ids) < max(least, options["min_tokens"]):
         return None
@@ -61,22 +65,46 @@ def cut(document, options, chance):
     longest = min(options["max_prompt"], len(ids) - options["min_answer"])
     # Short prompts oftener: the logarithm of the length is uniform.
     low, high = options["min_prompt"], max(longest, options["min_prompt"])
-    return Row(ids, min(high, int(low * (high / low) ** chance.random())))
+    return Row(ids, min(high, int(low * (high / low) ** chance.random())), False)
 
 
-def pad(rows):
+def repeats(ids, least):
+    """Where an answer could go on with a repeat: [(place, token, length)], `length` tokens up to `place` (`least` or
+    more) being the same as those in front of an earlier `token`."""
+    found = []
+    places = {}  # of each token, so far
+    ends = {}  # earlier place to the length of the end that ids up to there and up to here share
+    for at, here in enumerate(ids):
+        ends = {earlier: ends.get(earlier - 1, 0) + 1 for earlier in places.get(here, [])}
+        longest = {}
+        for earlier, length in ends.items():
+            token = ids[earlier + 1]
+            longest[token] = max(length, longest.get(token, 0))
+        found += [(at, token, length) for token, length in longest.items() if length >= least]
+        places.setdefault(here, []).append(at)
+    return found
+
+
+def pad(rows, least_repeat=0):
+    """least_repeat: what `repeats` looks for in answers; 0: nothing."""
     n = max(len(row.ids) for row in rows)
+    found = [(r, row.start + at, token, length) for r, row in enumerate(rows)
+             if row.is_answer and least_repeat
+             for at, token, length in repeats(row.ids[row.start:], least_repeat)]
+    found = torch.tensor(found, dtype=torch.int64).reshape(-1, 4)
     return Batch(torch.tensor([row.ids + [0] * (n - len(row.ids)) for row in rows]),
                  torch.tensor([row.start for row in rows]),
-                 torch.tensor([len(row.ids) for row in rows]))
+                 torch.tensor([len(row.ids) for row in rows]),
+                 found[:, :3], found[:, 3])
 
 
 class Batches:
     """Endless: epoch after epoch, each in an order and with cuts of its own."""
 
-    def __init__(self, documents, options, seed):
+    def __init__(self, documents, options, seed, least_repeat=0):
         self.documents = documents
         self.options = options
+        self.least_repeat = least_repeat
         self.seed = seed
         self.epoch = None
         self.batches = []
@@ -118,7 +146,7 @@ class Batches:
             epoch += 1
         if self.epoch != epoch:
             self._fill(epoch)
-        return pad(self.batches[i])
+        return pad(self.batches[i], self.least_repeat)
 
 
 def hold_back(documents, n):

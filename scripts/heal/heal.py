@@ -21,6 +21,7 @@ from twin import Twin
 
 HELD = 16  # documents that are never trained on
 POSITIONS = 4096
+REPEATS = {"allowed", "multiplier", "base", "most"}
 
 
 def has_fast_bf16(device):
@@ -41,6 +42,11 @@ def read_recipe(path, overrides):
         raise ValueError(f"objective: {recipe['objective']}, expected kl, ce or kl+hidden")
     if recipe["condition"] not in ("overfill", "alone"):
         raise ValueError(f"condition: {recipe['condition']}, expected overfill or alone")
+    repeats = recipe.get("repeats")
+    if repeats is not None and (set(repeats) != REPEATS or repeats["allowed"] < 1):
+        raise ValueError(f"repeats: {repeats}, expected {', '.join(sorted(REPEATS))}, and allowed of 1 or more")
+    if repeats and recipe["objective"] == "ce":
+        raise ValueError("repeats: objective ce learns no distribution of the full model's that they could change")
     for key in ("type", "head_type"):
         if not grid.is_known(recipe[key]) or recipe[key] == "bf16":
             raise ValueError(f"{key}: {recipe[key]}, expected one of {', '.join(grid.GRIDS)}, f16, f32")
@@ -80,10 +86,24 @@ class Trainer:
         following = tokens.gather(1, (clipped + 1).clamp(max=tokens.shape[1] - 1))[is_target]
         mine = mine[is_target]
         value, sums = loss.vocabulary_loss(mine, llama.head(self.twin.seen), theirs, llama.head(self.full),
-                                     following, objective.split("+")[0])
+                                           following, objective.split("+")[0],
+                                           self.penalties(batch, begins, is_target))
         if objective == "kl+hidden":
             value = value + (mine.float() - theirs.float()).square().mean(1).sum()
         return value, sums
+
+    def penalties(self, batch, begins, is_target):
+        """Of tokens that would go on with a repeat in an answer, as the sampler called DRY has them: behind `allowed`
+        tokens or more that are the same, multiplier * base ** (how many more), and `most` at the most."""
+        if not batch.lengths.numel():
+            return None
+        options = self.recipe["repeats"]
+        row, at, token = batch.repeats.T
+        place = at - begins[row]
+        counted = is_target[row, place]
+        number = (is_target.flatten().cumsum(0) - 1).view_as(is_target)[row, place]  # among all targets
+        amounts = options["multiplier"] * options["base"] ** (batch.lengths - options["allowed"]).double()
+        return loss.Penalties(number[counted], token[counted], amounts[counted].clamp(max=options["most"]).float())
 
     def set_rate(self):
         r, steps = self.recipe, self.recipe["steps"]
@@ -235,7 +255,8 @@ def train(args):
     documents = data.read_documents(args.data)
     documents, held = data.hold_back(documents, HELD)
     held = data.held_batches(held, recipe["data"], HELD)
-    batches = data.Batches(documents, recipe["data"], recipe["seed"])
+    batches = data.Batches(documents, recipe["data"], recipe["seed"],
+                           recipe.get("repeats", {}).get("allowed", 0))
     state = args.out + ".state"
     resumes = os.path.exists(state) and not args.fresh
     if resumes:

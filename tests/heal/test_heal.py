@@ -28,7 +28,7 @@ def trainer(full, twin, recipe, **changes):
 def some_batch(seed=3):
     chance = numpy.random.default_rng(seed)
     ids = [chance.integers(0, 96, n).tolist() for n in (30, 22)]
-    return data.pad([data.Row(ids[0], 12), data.Row(ids[1], 5)])
+    return data.pad([data.Row(ids[0], 12, True), data.Row(ids[1], 5, False)])
 
 
 def plain_logits(shape, w, ids, kv_prompt, start):
@@ -99,6 +99,59 @@ def test_loss_and_gradient_are_those_of_a_plain_computation(tmp_path, recipe, co
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     for name, w in plain.items():
         torch.testing.assert_close(t.twin.seen[name].grad, w.grad, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def plain_penalties(ids, start, options):
+    """{(place, token): what it costs there}, for an answer ids[start:]."""
+    costs = {}
+    for at in range(start, len(ids)):
+        for earlier in range(start, at):
+            length = 0
+            while earlier - length >= start and ids[earlier - length] == ids[at - length]:
+                length += 1
+            if length >= options["allowed"]:
+                cost = min(options["most"], options["multiplier"] * options["base"] ** (length - options["allowed"]))
+                key = at, ids[earlier + 1]
+                costs[key] = max(cost, costs.get(key, 0))
+    return costs
+
+
+@pytest.mark.parametrize("condition", ["overfill", "alone"])
+def test_answers_are_learned_without_what_repeats_them(tmp_path, recipe, condition):
+    full = write_model(tmp_path / "full.gguf", 1)
+    twin = write_model(tmp_path / "twin.gguf", 2, hidden=32, mlp=64, is_tied=False)
+    options = {"allowed": 2, "multiplier": 1.5, "base": 2.0, "most": 4.0}
+    t = trainer(full, twin, recipe, type="f32", head_type="f32", condition=condition, repeats=options)
+    t.twin.see()
+    chance = numpy.random.default_rng(5)
+    rows = [data.Row(chance.integers(0, 3, n).tolist(), start, is_answer)
+            for n, start, is_answer in ((30, 4, False), (34, 6, True), (26, 3, True))]
+    loss, _ = t.run(data.pad(rows, options["allowed"]), "kl")
+    expected, found = 0, []
+    for row in rows:
+        theirs, _ = plain_logits(t.full_shape, t.full, row.ids[:-1], None, 0)
+        _, prompt = plain_logits(t.full_shape, t.full, row.ids[:row.start], None, 0)
+        begin = 0 if condition == "alone" else row.start
+        mine, _ = plain_logits(t.twin.shape, t.twin.latent, row.ids[begin:-1], prompt if begin else None, begin)
+        costs = plain_penalties(row.ids, row.start, options) if row.is_answer else {}
+        for (at, token), cost in costs.items():
+            if at < len(theirs):
+                theirs[at, token] -= cost
+        found += costs.values()
+        expected += torch.nn.functional.kl_div(
+            torch.log_softmax(mine[row.start - begin:], 1), torch.log_softmax(theirs[row.start:], 1),
+            reduction="sum", log_target=True).item()
+    assert {1.5, 3.0, 4.0} <= set(found)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"repeats": {"allowed": 2}}, "repeats: .*multiplier"),
+    ({"repeats": {"allowed": 0, "multiplier": 1, "base": 2, "most": 3}}, "allowed of 1"),
+    ({"repeats": {"allowed": 2, "multiplier": 1, "base": 2, "most": 3}, "objective": "ce"}, "objective ce")])
+def test_repeats_that_say_nothing_are_refused(recipe, changes, words):
+    with pytest.raises(ValueError, match=words):
+        heal.read_recipe(recipe(**changes), {})
 
 
 def test_cross_entropy_is_torchs(recipe):

@@ -49,29 +49,44 @@ static int try_open(const char *path, int flags)
     return 0;
 }
 
-static int check_files(void)
-{
-    char folder[] = "/tmp/overfill-sandbox-XXXXXX", file[64], link[64], other[64];
-    char writable[] = "/tmp/overfill-writable-XXXXXX", made[64], moved[64];
-    const char *const readable[] = {folder, NULL, "/no/such/path"};
-    struct error err;
+/* A folder with a file and a link to one outside, and one that may be written to. */
+static char folder[] = "/tmp/overfill-sandbox-XXXXXX", file[64], link_to[64], other[64];
+static char writable[] = "/tmp/overfill-writable-XXXXXX", made[64], moved[64];
 
+static int make_files(void **state)
+{
     if (!mkdtemp(folder) || !mkdtemp(writable))
-        return CHILD_BAD;
+        return -1;
     snprintf(made, sizeof(made), "%s/made", writable);
     snprintf(moved, sizeof(moved), "%s/moved", writable);
     snprintf(file, sizeof(file), "%s/file", folder);
-    snprintf(link, sizeof(link), "%s/link", folder);
+    snprintf(link_to, sizeof(link_to), "%s/link", folder);
     snprintf(other, sizeof(other), "%s-other", folder);
-    if (try_open(file, O_CREAT | O_WRONLY) || try_open(other, O_CREAT | O_WRONLY) ||
-        symlink(other, link))
-        return CHILD_BAD;
+    return try_open(file, O_CREAT | O_WRONLY) || try_open(other, O_CREAT | O_WRONLY) ||
+           symlink(other, link_to);
+}
+
+static int remove_files(void **state)
+{
+    unlink(moved);
+    unlink(made);
+    unlink(link_to);
+    unlink(file);
+    unlink(other);
+    return rmdir(folder) || rmdir(writable);
+}
+
+static int check_files(void)
+{
+    const char *const readable[] = {folder, NULL, "/no/such/path"};
+    struct error err;
+
     int code = sandbox_files(readable, 3, (const char *const[]){NULL, writable}, 2, &err);
     if (code == -ERROR_UNSUPPORTED)
         return CHILD_SKIP;
     return report(code == 0, err.message) ||
            report(try_open(file, O_RDONLY) == 0, "a named folder's file cannot be read") ||
-           report(try_open(link, O_RDONLY) == 0, "a link in a named folder does not count") ||
+           report(try_open(link_to, O_RDONLY) == 0, "a link in a named folder does not count") ||
            report(try_open("/etc/passwd", O_RDONLY) == -EACCES, "another file can be read") ||
            report(try_open(file, O_WRONLY) == -EACCES, "a named file can be written") ||
            report(try_open("/tmp/overfill-new", O_CREAT | O_WRONLY) == -EACCES,
@@ -143,7 +158,7 @@ static void no_program_and_no_connection_can_be_started(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(only_named_files_can_be_read),
+        cmocka_unit_test_setup_teardown(only_named_files_can_be_read, make_files, remove_files),
         cmocka_unit_test(no_program_and_no_connection_can_be_started),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -237,6 +237,8 @@ def parse(argv):
 
 
 def train(args):
+    if os.path.realpath(args.out) in map(os.path.realpath, (args.full, args.twin)):
+        raise ValueError(f"--out: {args.out} is what is read, and read again to go on; another name expected")
     recipe = read_recipe(args.recipe, {k: getattr(args, k) for k in (
         "steps", "rate", "type", "head_type", "objective", "condition", "seed")})
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -288,6 +288,16 @@ def test_models_that_are_no_pair_are_refused_by_name(tmp_path, recipe, documents
     assert done.returncode == 1 and "type: q9_0" in done.stderr
 
 
+def test_what_is_read_is_not_written_over(tmp_path, recipe, documents):
+    write_model(tmp_path / "full.gguf", 1)
+    write_model(tmp_path / "twin.gguf", 2)
+    for name in ("full.gguf", "twin.gguf"):
+        before = (tmp_path / name).read_bytes()
+        done = run(tmp_path, recipe(), documents, name)
+        assert done.returncode == 1 and f"--out: {tmp_path / name}" in done.stderr
+        assert (tmp_path / name).read_bytes() == before
+
+
 def stories(tmp_path):
     source = SHARED / "models"
     if not (source / "stories260K.bin").exists():

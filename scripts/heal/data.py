@@ -23,16 +23,14 @@ class Batch:
     tokens: torch.Tensor  # [rows, n] whole documents, padded
     starts: torch.Tensor  # [rows] tokens of each one's prompt
     counts: torch.Tensor  # [rows] tokens of each one in all
-    repeats: torch.Tensor  # [k, 3] row, position, token that would repeat the answer if it came next
-    lengths: torch.Tensor  # [k] how many tokens before it would be the same
+    repeats: torch.Tensor  # [k, 4] row, position, token that next would repeat the answer, tokens before it that do
 
     @property
     def n_targets(self):
         return int((self.counts - self.starts - 1).sum())
 
     def to(self, device):
-        return Batch(*(x.to(device) for x in (
-            self.tokens, self.starts, self.counts, self.repeats, self.lengths)))
+        return Batch(*(x.to(device) for x in (self.tokens, self.starts, self.counts, self.repeats)))
 
 
 def read_documents(paths):
@@ -91,11 +89,10 @@ def pad(rows, least_repeat=0):
     found = [(r, row.start + at, token, length) for r, row in enumerate(rows)
              if row.is_answer and least_repeat
              for at, token, length in repeats(row.ids[row.start:], least_repeat)]
-    found = torch.tensor(found, dtype=torch.int64).reshape(-1, 4)
     return Batch(torch.tensor([row.ids + [0] * (n - len(row.ids)) for row in rows]),
                  torch.tensor([row.start for row in rows]),
                  torch.tensor([len(row.ids) for row in rows]),
-                 found[:, :3], found[:, 3])
+                 torch.tensor(found, dtype=torch.int64).reshape(-1, 4))
 
 
 class Batches:

@@ -95,14 +95,14 @@ class Trainer:
     def penalties(self, batch, begins, is_target):
         """Of tokens that would go on with a repeat in an answer, as the sampler called DRY has them: behind `allowed`
         tokens or more that are the same, multiplier * base ** (how many more), and `most` at the most."""
-        if not batch.lengths.numel():
+        if not batch.repeats.numel():
             return None
         options = self.recipe["repeats"]
-        row, at, token = batch.repeats.T
+        row, at, token, length = batch.repeats.T
         place = at - begins[row]
         counted = is_target[row, place]
         number = (is_target.flatten().cumsum(0) - 1).view_as(is_target)[row, place]  # among all targets
-        amounts = options["multiplier"] * options["base"] ** (batch.lengths - options["allowed"]).double()
+        amounts = options["multiplier"] * options["base"] ** (length - options["allowed"]).double()
         return loss.Penalties(number[counted], token[counted], amounts[counted].clamp(max=options["most"]).float())
 
     def set_rate(self):
@@ -258,7 +258,7 @@ def train(args):
     documents, held = data.hold_back(documents, HELD)
     held = data.held_batches(held, recipe["data"], HELD)
     batches = data.Batches(documents, recipe["data"], recipe["seed"],
-                           recipe.get("repeats", {}).get("allowed", 0))
+                           (recipe.get("repeats") or {}).get("allowed", 0))
     state = args.out + ".state"
     resumes = os.path.exists(state) and not args.fresh
     if resumes:

@@ -37,7 +37,6 @@ class Penalties:
         part = slice(low, high)
         logits.index_put_((self.rows[part] - begin, self.tokens[part]),
                           -self.amounts[part].to(logits.dtype), accumulate=True)
-        return logits
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -54,7 +53,7 @@ class VocabularyLoss(torch.autograd.Function):
             rows = slice(at, at + ROWS)
             full = full_states[rows] @ full_weight.T
             if penalties:
-                full = penalties.take(full, at)
+                penalties.take(full, at)
             grad, *part = compare(states[rows] @ weight.T, full, following[rows], objective == "ce")
             sums += torch.stack([x.double().cpu() for x in part])
             d_states[rows] = grad @ weight

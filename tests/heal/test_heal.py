@@ -131,6 +131,8 @@ def test_answers_are_learned_without_what_repeats_them(tmp_path, recipe, conditi
     twin = write_model(tmp_path / "twin.gguf", 2, hidden=32, mlp=64, is_tied=False)
     options = {"allowed": 2, "multiplier": 1.5, "base": 2.0, "most": 4.0}
     t = trainer(full, twin, recipe, type="f32", head_type="f32", condition=condition, repeats=options)
+    for weights in (t.full, t.twin.latent):
+        weights["output_norm.weight"] *= 0.1  # so flat that every token counts
     t.twin.see()
     chance = numpy.random.default_rng(5)
     rows = [data.Row(chance.integers(0, 3, n).tolist(), start, is_answer)
@@ -140,6 +142,7 @@ def test_answers_are_learned_without_what_repeats_them(tmp_path, recipe, conditi
     expected = plain_loss(t, rows, t.twin.latent, lambda row: costs[rows.index(row)])
     assert {1.5, 3.0, 4.0} <= {cost for of_row in costs for cost in of_row.values()}
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert plain_loss(t, rows, t.twin.latent).item() != pytest.approx(expected.item(), rel=0.01)
 
 
 @pytest.mark.parametrize("changes, words", [
